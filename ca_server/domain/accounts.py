@@ -1,0 +1,77 @@
+"""Accounts: enrolled requesters, and the external account bindings that let them in."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class AccountStatus(StrEnum):
+    """Life of an account (RFC 8555 section 7.1.6)."""
+
+    VALID = "valid"
+    DEACTIVATED = "deactivated"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An ACME account; `jwk` is the canonical public JWK, `key_thumbprint` its RFC 7638 digest in base64url."""
+
+    id: str
+    key_thumbprint: str
+    jwk: bytes
+    status: AccountStatus
+    created_at: datetime
+    contacts: tuple[str, ...] = ()
+    terms_agreed_at: datetime | None = None
+    eab_kid: str | None = None
+    eab_binding: bytes | None = None
+    """The externalAccountBinding as sent, echoed in the account object (RFC 8555 section 7.1.2)."""
+    tenant: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalBinding:
+    """The verified parts of an externalAccountBinding JWS whose MAC only the core can check."""
+
+    kid: str
+    algorithm: str
+    """HS256, HS384 or HS512."""
+    signing_input: bytes
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRegistration:
+    """A new account with its binding: the core checks the MAC, uses up the key and creates the account, all at once."""
+
+    account: Account
+    binding: ExternalBinding
+    profile: str
+    request_id: str = ""
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRegistered:
+    """The account as stored; `created` is false where the key had one already."""
+
+    account: Account
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EabKey:
+    """An external account key as listed: never with its secret."""
+
+    kid: str
+    created_at: datetime
+    expires_at: datetime | None
+    reusable: bool
+    disabled_at: datetime | None
+    profile: str | None
+    """The one profile that it may be used for; any where None."""
+    owner: str | None
+    uses: int
+    last_used_at: datetime | None
+    tenant: str = "default"

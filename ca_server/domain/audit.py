@@ -1,0 +1,101 @@
+"""Audit events and checkpoints. An event is committed with the change that it records, or the change is not."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class EventType(StrEnum):
+    """What happened. Values are stable: they are in logs that must verify for years."""
+
+    SERVER_START = "server.start"
+    SERVER_STOP = "server.stop"
+    CONFIGURATION_CHANGED = "configuration.changed"
+    PROFILE_CHANGED = "profile.changed"
+    ISSUER_RESERVED = "issuer.reserved"
+    """A CA certificate is about to be signed: serial and TBS hash."""
+    ISSUER_CREATED = "issuer.created"
+    KEY_GENERATED = "key.generated"
+    KEY_DELETED = "key.deleted"
+    KEY_USED = "key.used"
+    """Count of uses of a key over a period, to be reconciled with signatures on record."""
+    ISSUANCE_REQUESTED = "issuance.requested"
+    ISSUANCE_REFUSED = "issuance.refused"
+    ISSUANCE_HELD = "issuance.held"
+    ISSUANCE_RESERVED = "issuance.reserved"
+    ISSUANCE_STORED = "issuance.stored"
+    ISSUANCE_ABANDONED = "issuance.abandoned"
+    CERTIFICATE_REVOKED = "certificate.revoked"
+    REVOCATION_REFUSED = "revocation.refused"
+    CRL_RESERVED = "crl.reserved"
+    CRL_PUBLISHED = "crl.published"
+    OCSP_ANSWERED = "ocsp.answered"
+    ACCOUNT_CREATED = "account.created"
+    ACCOUNT_UPDATED = "account.updated"
+    ACCOUNT_DEACTIVATED = "account.deactivated"
+    ORDER_CREATED = "order.created"
+    AUTHORIZATION_DEACTIVATED = "authorization.deactivated"
+    CHALLENGE_VALIDATED = "challenge.validated"
+    CHALLENGE_FAILED = "challenge.failed"
+    EAB_CREATED = "eab.created"
+    EAB_DISABLED = "eab.disabled"
+    EAB_USED = "eab.used"
+    ACCESS_REFUSED = "access.refused"
+    ANCHOR_MISMATCH = "anchor.mismatch"
+    LINT_SAMPLE = "lint.sample"
+
+
+class Outcome(StrEnum):
+    """How it ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One immutable event. No field ever holds a secret.
+
+    `id` is unique and ordered by time; `process` and `sequence` order the events of one process (`node/role/boot`).
+    Serials are lower-case hexadecimal. `extra` has flat text values only.
+    """
+
+    id: str
+    type: EventType
+    outcome: Outcome
+    time: datetime
+    node: str
+    process: str
+    sequence: int
+    software: str
+    configuration: str
+    tenant: str = "default"
+    actor: str | None = None
+    """`kind:id`, such as `acme-account:AbC` or `uid:0`."""
+    authenticated_by: str | None = None
+    source: str | None = None
+    request_id: str | None = None
+    object: str | None = None
+    """What was acted on, such as `acme-order:xyz`, `eab:kid`, `key:label`."""
+    issuer: str | None = None
+    serial: str | None = None
+    profile: str | None = None
+    names: tuple[str, ...] = ()
+    key: str | None = None
+    reason: str | None = None
+    rule: str | None = None
+    approvers: tuple[str, ...] = ()
+    extra: dict[str, str] = field(default_factory=dict)
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A signed tree head (C2SP tlog-checkpoint): `note` is the whole signed note as published."""
+
+    origin: str
+    size: int
+    root: bytes
+    note: bytes
+    created_at: datetime

@@ -1,0 +1,116 @@
+"""Identifiers that certificates carry and orders ask for (RFC 8555 section 9.7.7, RFC 8738, RFC 5280 4.2.1.6)."""
+
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+
+import idna
+
+MAX_DNS_NAME = 253
+MAX_LABEL = 63
+_LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+class IdentifierType(StrEnum):
+    """Kinds of names."""
+
+    DNS = "dns"
+    IP = "ip"
+    EMAIL = "email"
+    URI = "uri"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identifier:
+    """A name in canonical form: DNS in lower-case A-labels, IP as `ipaddress` prints it, e-mail host in lower case."""
+
+    type: IdentifierType
+    value: str
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether this is a DNS name whose left-most label is `*`."""
+        return self.type is IdentifierType.DNS and self.value.startswith("*.")
+
+    @property
+    def base(self) -> "Identifier":
+        """The name without its wildcard label; the identifier itself where it has none."""
+        return Identifier(self.type, self.value[2:]) if self.is_wildcard else self
+
+    def __str__(self) -> str:
+        return f"{self.type.value}:{self.value}"
+
+
+class InvalidNameError(ValueError):
+    """The text is no name of the kind asked for; the message says why."""
+
+
+def dns_identifier(text: str, *, wildcard: bool = True) -> Identifier:
+    """Make the canonical identifier of a DNS name in A-label form.
+
+    Raises InvalidNameError for anything but LDH labels (RFC 5890 2.3.1), for `xn--` labels that are no valid
+    IDNA 2008 A-label, for a trailing dot, an IP address, more than 253 octets, or a wildcard elsewhere than as the
+    whole left-most label (RFC 6125 6.4.3), or anywhere when `wildcard` is false.
+    """
+    if not text or len(text) > MAX_DNS_NAME:
+        raise InvalidNameError("a DNS name has 1 to 253 characters")
+    name = text.lower()
+    if not name.isascii():
+        raise InvalidNameError("a DNS name is written in A-labels (xn--...)")
+    if name.startswith("*."):
+        if not wildcard:
+            raise InvalidNameError("a wildcard is not allowed here")
+        labels = name[2:].split(".")
+        if len(labels) < 2:  # noqa: PLR2004
+            raise InvalidNameError("a wildcard needs at least two labels after it")
+    else:
+        labels = name.split(".")
+    for label in labels:
+        _check_label(label)
+    if labels[-1].isdigit():
+        raise InvalidNameError("the last label of a DNS name is not a number")
+    return Identifier(IdentifierType.DNS, name)
+
+
+def _check_label(label: str) -> None:
+    if not label or len(label) > MAX_LABEL:
+        raise InvalidNameError("each label has 1 to 63 characters")
+    if not _LABEL_CHARACTERS.issuperset(label):
+        raise InvalidNameError("labels have letters, digits and hyphens only")
+    if label[0] == "-" or label[-1] == "-":
+        raise InvalidNameError("a label neither begins nor ends with a hyphen")
+    if label[2:4] == "--":
+        if not label.startswith("xn--"):
+            raise InvalidNameError("a label with hyphens in positions 3 and 4 is reserved")
+        try:
+            if idna.alabel(idna.ulabel(label)).decode() != label:
+                raise InvalidNameError("the A-label is not in its canonical form")
+        except (idna.IDNAError, UnicodeError) as error:
+            raise InvalidNameError("the label is no valid IDNA A-label") from error
+
+
+def ip_identifier(text: str) -> Identifier:
+    """Make the canonical identifier of an IPv4 or IPv6 address (RFC 8738 section 3); no scope, no prefix."""
+    if "%" in text:
+        raise InvalidNameError("an IP identifier has no zone")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise InvalidNameError("not an IPv4 or IPv6 address") from error
+    return Identifier(IdentifierType.IP, str(address))
+
+
+def email_identifier(text: str) -> Identifier:
+    """Make the identifier of an rfc822Name: an ASCII mailbox, local part kept, host in lower case."""
+    local, at, host = text.rpartition("@")
+    if not at or not local or not text.isascii() or any(c <= " " or c in '<>",;:\\[]()@' for c in local):
+        raise InvalidNameError("not an ASCII mailbox local@host")
+    return Identifier(IdentifierType.EMAIL, f"{local}@{dns_identifier(host, wildcard=False).value}")
+
+
+def uri_identifier(text: str) -> Identifier:
+    """Make the identifier of a uniformResourceIdentifier: absolute, ASCII, without white space."""
+    scheme, colon, rest = text.partition(":")
+    if not colon or not rest or not scheme.isalnum() or not text.isascii() or any(c <= " " for c in text):
+        raise InvalidNameError("not an absolute URI in ASCII")
+    return Identifier(IdentifierType.URI, text)

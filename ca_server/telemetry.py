@@ -1,0 +1,318 @@
+"""Logs and metrics: how every process of the server writes its log, and every metric there is, in one place.
+
+Metrics are written per process and summed when they are read: `PROMETHEUS_MULTIPROC_DIR` must be in the environment
+before this module is first imported (see `metrics_environment`), and the directory must be writable by core and
+fronts alike.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client import multiprocess as prometheus_multiprocess
+
+from ca_server.domain.errors import CaError, ConfigurationError
+
+# --- Logs ---------------------------------------------------------------------------------------------------------
+
+LOG_FORMATS = ("json", "console")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+REDACTED = "[redacted]"
+MAX_TEXT = 8192
+"""Characters kept of one value of a log line; what a peer sends must not fill the disk."""
+_MAX_DEPTH = 4
+
+_SECRET_NAMES = frozenset(
+    {"pin", "password", "passwd", "passphrase", "secret", "token", "authorization", "cookie", "credential", "mac"}
+    | {"hmac_key", "nonce_key", "private_key", "eab_key", "session_key", "api_key", "set-cookie"}
+)
+_SECRET_ENDINGS = ("_pin", "_password", "_passphrase", "_secret", "_token", "-token", "_cookie", "_authorization")
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+_PIN_ATTRIBUTE = re.compile(r"(pin-(?:value|source)=)[^&;\s'\"]+")
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_secret(name: object) -> bool:
+    if not isinstance(name, str):
+        return False
+    lowered = name.lower()
+    return lowered in _SECRET_NAMES or lowered.endswith(_SECRET_ENDINGS)
+
+
+_PLAIN = frozenset({bool, int, float})
+
+
+def _clean(value: object, depth: int) -> object:
+    if isinstance(value, str):
+        text = value
+        if "://" in text:
+            text = _URL_PASSWORD.sub(rf"\1{REDACTED}@", text)
+        if "pin-" in text:
+            text = _PIN_ATTRIBUTE.sub(rf"\1{REDACTED}", text)
+        return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
+    if isinstance(value, Mapping):
+        if depth <= 0:
+            return "..."
+        return {key: REDACTED if _is_secret(key) else _clean(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item, depth - 1) for item in value] if depth > 0 else "..."
+    return value
+
+
+def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace what is named like a secret, passwords in URLs and PINs in PKCS#11 URIs (RFC 7512 section 2.4)."""
+    for key, value in event.items():
+        if _is_secret(key):
+            event[key] = REDACTED
+        elif value is not None and type(value) not in _PLAIN:
+            event[key] = _clean(value, _MAX_DEPTH)
+    return event
+
+
+def _json(event: Mapping[str, Any], **_options: object) -> str:
+    try:
+        return msgspec.json.encode(event, enc_hook=repr).decode()
+    except (TypeError, ValueError):
+        # Odd keys, or text that is no UTF-8: a line must never be lost for its contents.
+        return json.dumps({str(key): repr(value) for key, value in event.items()})
+
+
+def configure_logging(
+    log_format: str = "json", level: str = "info", *, process: str = "", stream: TextIO | None = None
+) -> None:
+    """Route structlog and standard logging to `stream` (default: standard error), one line an event.
+
+    `log_format` is `json` or `console`; `process` names the process in every line (such as `core` or `front-1`).
+    What is bound in structlog's contextvars, the request id first of all, is in every line. Raises
+    ConfigurationError for an unknown format or level. May be called again to change format or level.
+    """
+    if log_format not in LOG_FORMATS:
+        raise ConfigurationError("log", "format", log_format, f"choose one of {', '.join(LOG_FORMATS)}")
+    if level not in LOG_LEVELS:
+        raise ConfigurationError("log", "level", level, f"choose one of {', '.join(LOG_LEVELS)}")
+    number = logging.getLevelNamesMapping()[level.upper()]
+    target = stream if stream is not None else sys.stderr
+
+    def add_process(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if process:
+            event.setdefault("process", process)
+        return event
+
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_process,
+        structlog.processors.StackInfoRenderer(),
+    ]
+    last: list[structlog.typing.Processor]
+    if log_format == "json":
+        # Tracebacks become text first, so that redaction sees them.
+        last = [structlog.processors.format_exc_info, redact, structlog.processors.JSONRenderer(serializer=_json)]
+    else:
+        console = structlog.dev.ConsoleRenderer(
+            colors=hasattr(target, "isatty") and target.isatty(),
+            # Values are quoted: what a peer sent can neither move the cursor nor begin a line of its own.
+            repr_native_str=True,
+        )
+        last = [structlog.processors.format_exc_info, redact, console]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=target),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    for previous in list(root.handlers):
+        if getattr(previous, "_ca_server", False):
+            root.removeHandler(previous)
+    handler._ca_server = True  # type: ignore[attr-defined]  # noqa: SLF001 - our own mark, so that a second call replaces
+    root.addHandler(handler)
+    root.setLevel(number)
+    logging.captureWarnings(capture=True)
+    for name, own_level in {
+        # The canonical line of each request is ours; SQL text and migration chatter only in debug.
+        "aiohttp.access": logging.CRITICAL,
+        "aiohttp": max(number, logging.WARNING),
+        "asyncio": max(number, logging.WARNING),
+        "sqlalchemy": max(number, logging.WARNING),
+        "aiosqlite": max(number, logging.WARNING),
+        "alembic": number if number <= logging.DEBUG else logging.WARNING,
+    }.items():
+        logging.getLogger(name).setLevel(own_level)
+
+
+# --- Metrics ------------------------------------------------------------------------------------------------------
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+ISSUANCE = Counter(
+    "ca_server_issuance_total",
+    "Enrollment requests by how they ended: issued, found, denied, held, failed.",
+    ["protocol", "profile", "outcome"],
+)
+ISSUANCE_STAGE_SECONDS = Histogram(
+    "ca_server_issuance_stage_seconds",
+    "Time in one stage of the pipeline: decide, build, lint, reserve, sign, store.",
+    ["stage"],
+    buckets=_FAST,
+)
+REVOCATIONS = Counter("ca_server_revocations_total", "Revocations by reason and outcome.", ["reason", "outcome"])
+HTTP_REQUESTS = Counter(
+    "ca_server_http_requests_total", "HTTP requests answered.", ["listener", "frontend", "method", "status"]
+)
+HTTP_REQUEST_SECONDS = Histogram(
+    "ca_server_http_request_seconds", "Time to answer an HTTP request.", ["listener", "frontend"], buckets=_FAST
+)
+HTTP_IN_FLIGHT = Gauge(
+    "ca_server_http_in_flight", "HTTP requests being answered.", ["listener"], multiprocess_mode="livesum"
+)
+HTTP_CONNECTIONS = Gauge("ca_server_http_connections", "Open connections.", ["listener"], multiprocess_mode="livesum")
+HTTP_REFUSED = Counter(
+    "ca_server_http_refused_total",
+    "Connections and requests cut off by a limit: malformed, slow_headers, slow_client, handshake, busy, body, time.",
+    ["listener", "reason"],
+)
+HSM_OPERATIONS = Counter("ca_server_hsm_operations_total", "Token operations.", ["operation", "outcome"])
+HSM_OPERATION_SECONDS = Histogram(
+    "ca_server_hsm_operation_seconds", "Time in the token, queueing excluded.", ["operation"], buckets=_FAST
+)
+TOKEN_UP = Gauge(
+    "ca_server_token_up", "1 while the token answers, 0 while it does not.", multiprocess_mode="mostrecent"
+)
+AUDIT_LAG_SECONDS = Gauge(
+    "ca_server_audit_lag_seconds",
+    "Age of the oldest committed audit event without a leaf in the tree; 0 when there is none.",
+    multiprocess_mode="mostrecent",
+)
+AUDIT_TREE_SIZE = Gauge(
+    "ca_server_audit_tree_size", "Leaves under the latest checkpoint.", multiprocess_mode="mostrecent"
+)
+RPC_IN_FLIGHT = Gauge(
+    "ca_server_rpc_in_flight", "Requests being handled on the port.", ["port"], multiprocess_mode="livesum"
+)
+RPC_REQUESTS = Counter(
+    "ca_server_rpc_requests_total", "Requests handled on the port.", ["port", "operation", "outcome"]
+)
+RPC_REFUSED = Counter(
+    "ca_server_rpc_refused_total",
+    "Connections and frames refused: peer, connections, oversized, malformed, version, operation, argument.",
+    ["port", "reason"],
+)
+RPC_RECONNECTS = Counter("ca_server_rpc_reconnects_total", "Times a front (re)connected to the port.", ["port"])
+DB_COMMIT_UNITS = Histogram(
+    "ca_server_db_commit_units", "Units of work in one commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+)
+DB_COMMIT_SECONDS = Histogram("ca_server_db_commit_seconds", "Time of one commit with its batch.", buckets=_FAST)
+ACME_VALIDATIONS = Counter("ca_server_acme_validations_total", "Challenge validations.", ["type", "outcome"])
+OCSP_ANSWERS = Counter(
+    "ca_server_ocsp_answers_total", "OCSP answers: good, revoked, unknown, or the error status.", ["status"]
+)
+CRL_NUMBER = Gauge("ca_server_crl_number", "Number of the latest CRL.", ["issuer"], multiprocess_mode="mostrecent")
+CRL_PUBLISHED_TIME = Gauge(
+    "ca_server_crl_this_update_seconds",
+    "thisUpdate of the latest CRL, seconds since 1970: its age is time() less this.",
+    ["issuer"],
+    multiprocess_mode="mostrecent",
+)
+CRL_NEXT_UPDATE_TIME = Gauge(
+    "ca_server_crl_next_update_seconds",
+    "nextUpdate of the latest CRL, seconds since 1970.",
+    ["issuer"],
+    multiprocess_mode="mostrecent",
+)
+TLS_NOT_AFTER_TIME = Gauge(
+    "ca_server_tls_certificate_not_after_seconds",
+    "End of the listeners' certificate, seconds since 1970.",
+    multiprocess_mode="mostrecent",
+)
+CHILD_RESTARTS = Counter("ca_server_child_restarts_total", "Processes that died and were started again.", ["child"])
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+@contextlib.contextmanager
+def issuance_stage(stage: str) -> Iterator[None]:
+    """Observe the time of one stage of the pipeline, failed ones too."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        ISSUANCE_STAGE_SECONDS.labels(stage).observe(time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def hsm_operation(operation: str) -> Iterator[None]:
+    """Count and time one token operation; `outcome` is `ok`, or the kind of the error raised."""
+    started = time.perf_counter()
+    outcome = "ok"
+    try:
+        yield
+    except CaError as error:
+        outcome = error.kind.value
+        raise
+    except BaseException:
+        outcome = "error"
+        raise
+    finally:
+        HSM_OPERATION_SECONDS.labels(operation).observe(time.perf_counter() - started)
+        HSM_OPERATIONS.labels(operation, outcome).inc()
+
+
+def render_metrics() -> bytes:
+    """All metrics in the Prometheus text format: of all processes where they share a directory. Reads files."""
+    if MULTIPROCESS_VARIABLE not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    prometheus_multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def prepare_metrics_directory(directory: Path, *, mode: int = 0o2770, group: int | None = None) -> None:
+    """Make (or empty of an earlier run) the directory in which processes keep their metrics.
+
+    `group` owns it, and through the set-group-id bit the files in it, so that fronts can read the core's.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in directory.glob("*.db"):
+        file.unlink(missing_ok=True)
+    if group is not None:
+        os.chown(directory, -1, group)
+    directory.chmod(mode)
+
+
+def metrics_environment(directory: Path) -> dict[str, str]:
+    """What to add to a child's environment so that its metrics go to `directory`."""
+    return {MULTIPROCESS_VARIABLE: str(directory)}
+
+
+def forget_process(directory: Path, pid: int) -> None:
+    """Drop the gauges of a process that died; its counters stay, since sums must not go back."""
+    prometheus_multiprocess.mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
