@@ -1,0 +1,59 @@
+"""Makes the embedded token: SoftHSM2 with configuration and token directory of its own."""
+
+from pathlib import Path
+
+import pkcs11
+
+from ca_server.domain.errors import ConfigurationError
+from hsm.failures import unavailable
+from hsm.module import Module
+from hsm.pin import generate_pin
+
+__all__ = ["SOFTHSM_CONFIGURATION", "generate_pin", "initialize_softhsm"]
+
+SOFTHSM_CONFIGURATION = """\
+# SoftHSM2 configuration of this ca-server home. The module reads it through SOFTHSM2_CONF.
+directories.tokendir = {tokens}
+objectstore.backend = file
+# DEBUG halves the speed.
+log.level = ERROR
+slots.removable = false
+slots.mechanisms = ALL
+library.reset_on_fork = false
+"""
+
+
+def initialize_softhsm(
+    *, module: Path, configuration: Path, token_directory: Path, label: str, so_pin: bytes, user_pin: bytes
+) -> bool:
+    """Write the configuration and make a token with its PINs; false where a token of this label stands already.
+
+    PINs go to the module by call, never by argument of a process. ConfigurationError where the module refuses.
+    """
+    token_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not configuration.exists():
+        configuration.write_text(SOFTHSM_CONFIGURATION.format(tokens=token_directory), "utf-8")
+    loaded = Module(module, configuration)
+    library = loaded.initialise()
+    try:
+        free = None
+        for slot in library.get_slots(token_present=True):
+            token = slot.get_token()
+            if token.label == label and pkcs11.TokenFlag.TOKEN_INITIALIZED in token.flags:
+                if pkcs11.TokenFlag.USER_PIN_INITIALIZED in token.flags:
+                    return False
+                free = slot.slot_id
+                break
+            if pkcs11.TokenFlag.TOKEN_INITIALIZED not in token.flags:
+                free = slot.slot_id
+        if free is None:
+            raise ConfigurationError("token", "label", label, "SoftHSM2 has no free slot for a new token")
+        loaded.initialise_token(free, so_pin, label)
+        token = library.get_token(token_label=label)
+        with token.open(rw=True, so_pin=so_pin.decode()) as session:
+            session.init_pin(user_pin.decode())
+    except pkcs11.PKCS11Error as error:
+        raise unavailable(error) from None
+    finally:
+        loaded.finalise()
+    return True
