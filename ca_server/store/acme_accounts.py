@@ -1,0 +1,124 @@
+"""ACME accounts and nonces, inside a transaction."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from ca_server.domain.accounts import Account, AccountStatus
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.acme_tables import (
+    acme_accounts,
+    acme_authorizations,
+    acme_nonces,
+    acme_orders,
+)
+from ca_server.store.statements import insert_or_ignore
+from ca_server.store.types import AnyRow
+from protocols.acme.model import AuthorizationStatus, OrderStatus
+from protocols.acme.ports import NonceReplayedError, NonceUse
+
+_USE_NONCE = insert_or_ignore(acme_nonces, ("nonce", "issued_at"))
+
+
+def use_nonce(connection: Connection, nonce: NonceUse | None) -> None:
+    """Use a nonce up. NonceReplayedError where it was used before, by whomever."""
+    if nonce is None:
+        return
+    done = connection.execute(_USE_NONCE[connection.dialect.name], {"nonce": nonce.nonce, "issued_at": nonce.issued_at})
+    if done.rowcount != 1:
+        raise NonceReplayedError
+
+
+def prune_nonces(connection: Connection, before: datetime, limit: int) -> int:
+    """Forget nonces that are too old to be accepted anyway."""
+    old = select(acme_nonces.c.nonce).where(acme_nonces.c.issued_at < before).limit(limit)
+    return connection.execute(delete(acme_nonces).where(acme_nonces.c.nonce.in_(old))).rowcount
+
+
+def account_of(row: AnyRow) -> Account:
+    """Make the value of a row."""
+    return Account(
+        id=row.id,
+        key_thumbprint=row.key_thumbprint,
+        jwk=row.jwk,
+        status=AccountStatus(row.status),
+        created_at=row.created_at,
+        contacts=tuple(json.loads(row.contacts)),
+        terms_agreed_at=row.terms_agreed_at,
+        eab_kid=row.eab_kid,
+        eab_binding=row.eab_binding,
+        tenant=row.tenant,
+    )
+
+
+def insert_account(connection: Connection, account: Account) -> None:
+    """Insert an account. IntegrityError where its key has one."""
+    connection.execute(
+        insert(acme_accounts),
+        {
+            "id": account.id,
+            "tenant": account.tenant,
+            "key_thumbprint": account.key_thumbprint,
+            "status": account.status.value,
+            "created_at": account.created_at,
+            "terms_agreed_at": account.terms_agreed_at,
+            "eab_kid": account.eab_kid,
+            "contacts": json.dumps(account.contacts),
+            "jwk": account.jwk,
+            "eab_binding": account.eab_binding,
+        },
+    )
+
+
+def account_by_thumbprint(connection: Connection, tenant: str, thumbprint: str) -> Account | None:
+    """An account by its key."""
+    row = connection.execute(
+        select(acme_accounts).where(acme_accounts.c.tenant == tenant, acme_accounts.c.key_thumbprint == thumbprint)
+    ).first()
+    return None if row is None else account_of(row)
+
+
+def account_by_id(connection: Connection, account_id: str) -> Account | None:
+    """An account by id."""
+    row = connection.execute(select(acme_accounts).where(acme_accounts.c.id == account_id)).first()
+    return None if row is None else account_of(row)
+
+
+def change_account(connection: Connection, account_id: str, values: dict[str, Any]) -> Account:
+    """Change a valid account and return it. UNAUTHORIZED where it is not valid (any more)."""
+    if values:
+        done = connection.execute(
+            update(acme_accounts)
+            .where(acme_accounts.c.id == account_id, acme_accounts.c.status == AccountStatus.VALID.value)
+            .values(**values)
+        )
+        if done.rowcount != 1:
+            raise CaError(ErrorKind.UNAUTHENTICATED, "the account is not valid")
+    account = account_by_id(connection, account_id)
+    if account is None:
+        raise CaError(ErrorKind.NOT_FOUND, "there is no such account")
+    return account
+
+
+def close_account(connection: Connection, account_id: str) -> Account:
+    """Deactivate an account with its authorizations and unfinished orders (RFC 8555 section 7.3.6)."""
+    account = change_account(connection, account_id, {"status": AccountStatus.DEACTIVATED.value})
+    connection.execute(
+        update(acme_authorizations)
+        .where(
+            acme_authorizations.c.account_id == account_id,
+            acme_authorizations.c.status.in_((AuthorizationStatus.PENDING.value, AuthorizationStatus.VALID.value)),
+        )
+        .values(status=AuthorizationStatus.DEACTIVATED.value)
+    )
+    connection.execute(
+        update(acme_orders)
+        .where(
+            acme_orders.c.account_id == account_id,
+            acme_orders.c.status.in_((OrderStatus.PENDING.value, OrderStatus.READY.value)),
+        )
+        .values(status=OrderStatus.INVALID.value)
+    )
+    return account

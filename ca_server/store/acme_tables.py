@@ -1,0 +1,111 @@
+"""Tables of the ACME front-end. An order's certificate is found by its enrollment; no table here names it."""
+
+from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, UniqueConstraint, text
+
+from ca_server.store.metadata import metadata
+from ca_server.store.types import Id, UtcTime
+
+acme_accounts = Table(
+    "acme_accounts",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("key_thumbprint", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("terms_agreed_at", UtcTime),
+    Column("eab_kid", String),
+    Column("contacts", String, nullable=False),
+    Column("jwk", LargeBinary, nullable=False),
+    Column("eab_binding", LargeBinary),
+    UniqueConstraint("tenant", "key_thumbprint"),
+)
+
+acme_orders = Table(
+    "acme_orders",
+    metadata,
+    Column("number", Id, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("account_id", String, ForeignKey("acme_accounts.id"), nullable=False),
+    Column("profile", String, nullable=False),
+    Column("profile_hash", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("not_before", UtcTime),
+    Column("not_after", UtcTime),
+    Column("lease_holder", String),
+    Column("lease_until", UtcTime),
+    Column("source", String),
+    Column("request_id", String, nullable=False),
+    Column("identifiers", LargeBinary, nullable=False),
+    Column("csr", LargeBinary),
+    Column("error", LargeBinary),
+    Index("ix_acme_orders_account_id_number", "account_id", "number"),
+    Index(
+        "ix_acme_orders_open",
+        "account_id",
+        "expires_at",
+        sqlite_where=text("status IN ('pending', 'ready')"),
+        postgresql_where=text("status IN ('pending', 'ready')"),
+    ),
+    Index(
+        "ix_acme_orders_processing",
+        "lease_until",
+        sqlite_where=text("status = 'processing'"),
+        postgresql_where=text("status = 'processing'"),
+    ),
+)
+
+acme_authorizations = Table(
+    "acme_authorizations",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", String, ForeignKey("acme_accounts.id"), nullable=False),
+    Column("type", String, nullable=False),
+    Column("value", String, nullable=False),
+    Column("wildcard", Boolean, nullable=False),
+    Column("status", String, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Index("ix_acme_authorizations_name", "account_id", "value", "status", "expires_at"),
+)
+
+acme_order_links = Table(
+    "acme_order_links",
+    metadata,
+    Column("order_id", String, ForeignKey("acme_orders.id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("authorization_id", String, ForeignKey("acme_authorizations.id"), nullable=False),
+    Index("ix_acme_order_links_authorization_id", "authorization_id"),
+)
+
+acme_challenges = Table(
+    "acme_challenges",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("authorization_id", String, ForeignKey("acme_authorizations.id"), nullable=False),
+    Column("type", String, nullable=False),
+    Column("token", String, nullable=False),
+    Column("status", String, nullable=False),
+    Column("validated_at", UtcTime),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_holder", String),
+    Column("lease_until", UtcTime),
+    Column("error", LargeBinary),
+    Index("ix_acme_challenges_authorization_id", "authorization_id"),
+    Index(
+        "ix_acme_challenges_processing",
+        "lease_until",
+        sqlite_where=text("status = 'processing'"),
+        postgresql_where=text("status = 'processing'"),
+    ),
+)
+
+acme_nonces = Table(
+    "acme_nonces",
+    metadata,
+    Column("nonce", String, primary_key=True),
+    Column("issued_at", UtcTime, nullable=False),
+    Index("ix_acme_nonces_issued_at", "issued_at"),
+)

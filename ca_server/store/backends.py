@@ -1,0 +1,225 @@
+"""Engines: how a synchronous function over a `Connection` gets to run without blocking the event loop.
+
+PostgreSQL is reached through asyncpg, with the function under `AsyncConnection.run_sync`. SQLite's calls are
+microseconds long, and aiosqlite hands each of them (cursor, execute, fetch, close) to its thread and back: so a
+`sqlite://` URL runs a whole function in one hop on a thread of its own, ten times as fast in groups
+(scripts/bench/store.py). `sqlite+aiosqlite://` chooses aiosqlite all the same.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ca_server.domain.errors import ConfigurationError
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+
+_POSTGRESQL_NAMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_CONNECT_TIMEOUT = 10.0
+_PREPARED_STATEMENTS = 256
+
+
+class Backend(Protocol):
+    """Runs functions on the one connection that writes, and on a pool of connections that read."""
+
+    dialect: str
+
+    async def write(self, work: Work[T]) -> T:
+        """Run on the writing connection, which is opened where needed. One call at a time."""
+
+    async def read(self, query: Work[T]) -> T:
+        """Run in a transaction of its own on a connection that can't write."""
+
+    async def drop_writer(self) -> None:
+        """Forget the writing connection: the next `write` opens another."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+def normalise_url(url: str) -> URL:
+    """Read a database URL: `sqlite:///PATH`, `sqlite+aiosqlite:///PATH` or `postgresql://...`.
+
+    libpq's `sslmode` becomes asyncpg's `ssl`. Raises ConfigurationError, never showing a password.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError("database", "url", None, "not a database URL") from error
+    if parsed.drivername in _POSTGRESQL_NAMES:
+        query: dict[str, Any] = dict(parsed.query)
+        if "sslmode" in query:
+            query["ssl"] = query.pop("sslmode")
+        return parsed.set(drivername="postgresql+asyncpg", query=query)
+    if parsed.drivername in {"sqlite", "sqlite+aiosqlite"}:
+        if not parsed.database or parsed.database == ":memory:":
+            raise ConfigurationError("database", "url", url, "name a file: sqlite:////var/lib/ca-server/ca.db")
+        return parsed
+    raise ConfigurationError("database", "url", parsed.drivername, "use sqlite:// or postgresql://")
+
+
+async def open_backend(url: str, *, pool_size: int, statement_timeout: float) -> Backend:
+    """Make the back-end of a URL; no connection is opened yet."""
+    parsed = normalise_url(url)
+    if parsed.drivername == "postgresql+asyncpg":
+        return AsyncBackend(_postgresql_engine(parsed, pool_size, statement_timeout))
+    if parsed.drivername == "sqlite+aiosqlite":
+        writer = create_async_engine(parsed, pool_size=1, max_overflow=0, hide_parameters=True)
+        reader = create_async_engine(parsed, pool_size=pool_size, max_overflow=0, hide_parameters=True)
+        prepare_sqlite(writer.sync_engine, statement_timeout)
+        prepare_sqlite(reader.sync_engine, statement_timeout, read_only=True)
+        return AsyncBackend(writer, reader)
+    return ThreadBackend(parsed, pool_size, statement_timeout)
+
+
+def _postgresql_engine(url: URL, pool_size: int, statement_timeout: float) -> AsyncEngine:
+    milliseconds = str(int(statement_timeout * 1000))
+    settings = {
+        "application_name": "ca-server",
+        "statement_timeout": milliseconds,
+        "lock_timeout": milliseconds,
+        "idle_in_transaction_session_timeout": milliseconds,
+        "synchronous_commit": "on",
+        "jit": "off",
+    }
+    connect: dict[str, Any] = {
+        "server_settings": settings,
+        "timeout": _CONNECT_TIMEOUT,
+        "command_timeout": statement_timeout + 1,
+        "prepared_statement_cache_size": _PREPARED_STATEMENTS,
+    }
+    return create_async_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_size=pool_size + 1,  # the writer keeps one
+        max_overflow=0,
+        pool_timeout=_CONNECT_TIMEOUT,
+        connect_args=connect,
+        hide_parameters=True,
+    )
+
+
+def prepare_sqlite(
+    engine: Engine, busy_timeout: float, *, read_only: bool = False, begin: str = "BEGIN IMMEDIATE"
+) -> None:
+    """Make an SQLite engine durable and transactional.
+
+    The driver's own BEGIN comes late and never before SAVEPOINT or DDL, so SQLAlchemy emits it (its documentation of
+    SQLite, "Using SQLAlchemy to emit BEGIN"). Writers begin IMMEDIATE, since a transaction that read first can't
+    wait for the lock.
+    """
+    pragmas: Mapping[str, str] = {
+        "busy_timeout": str(int(busy_timeout * 1000)),
+        "journal_mode": "WAL",
+        "synchronous": "FULL",
+        "foreign_keys": "ON",
+        "query_only": "ON" if read_only else "OFF",
+    }
+    statement = "BEGIN" if read_only else begin
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for name, value in pragmas.items():
+            cursor.execute(f"PRAGMA {name} = {value}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def emit_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+
+class AsyncBackend:
+    """An asyncio driver; functions run in a greenlet of the event loop."""
+
+    def __init__(self, engine: AsyncEngine, reader: AsyncEngine | None = None) -> None:
+        self.dialect = engine.dialect.name
+        self._engine = engine
+        self._reader = reader or engine.execution_options(postgresql_readonly=True)
+        self._connection: AsyncConnection | None = None
+        """Owned by the one task that calls `write`."""
+
+    async def write(self, work: Work[T]) -> T:
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+        return await self._connection.run_sync(work)
+
+    async def read(self, query: Work[T]) -> T:
+        async with self._reader.connect() as connection:
+            return await connection.run_sync(query)
+
+    async def drop_writer(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.invalidate()
+            await connection.close()
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+        await self._reader.dispose()
+        await self._engine.dispose()
+
+
+class ThreadBackend:
+    """SQLite on threads: one that writes, and as many as there are connections that read."""
+
+    dialect = "sqlite"
+
+    def __init__(self, url: URL, pool_size: int, busy_timeout: float) -> None:
+        arguments = {"check_same_thread": False}
+        self._engine = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments, hide_parameters=True)
+        self._reader = create_engine(
+            url, pool_size=pool_size, max_overflow=0, connect_args=arguments, hide_parameters=True
+        )
+        prepare_sqlite(self._engine, busy_timeout)
+        prepare_sqlite(self._reader, busy_timeout, read_only=True)
+        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._read_threads = ThreadPoolExecutor(pool_size, thread_name_prefix="store-read")
+        self._connection: Connection | None = None
+        """Owned by the writing thread."""
+
+    async def write(self, work: Work[T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, work)
+
+    def _write(self, work: Work[T]) -> T:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return work(self._connection)
+
+    async def read(self, query: Work[T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._read_threads, self._read, query)
+
+    def _read(self, query: Work[T]) -> T:
+        with self._reader.connect() as connection:
+            return query(connection)
+
+    async def drop_writer(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._write_thread, self._drop)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._write_thread, self._close)
+        await loop.run_in_executor(self._read_threads, self._reader.dispose)
+        self._write_thread.shutdown(wait=False)
+        self._read_threads.shutdown(wait=False)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._engine.dispose()

@@ -1,0 +1,109 @@
+"""Nodes with their boot epochs, leases, and secrets that all nodes share."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection, bindparam, case, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ca_server.core.ports import Lease
+from ca_server.domain.enrollment import Fence
+from ca_server.store.database import Database
+from ca_server.store.statements import insert_dialect, insert_or_ignore
+from ca_server.store.tables import leases, nodes, secrets
+
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+_HEARTBEAT = (
+    update(nodes)
+    .where(nodes.c.node == bindparam("of_node"), nodes.c.boot_epoch == bindparam("of_epoch"))
+    .values(lease_expires=bindparam("expires"))
+)
+_RELEASE = (
+    update(leases)
+    .where(
+        leases.c.name == bindparam("of_name"),
+        leases.c.holder == bindparam("of_holder"),
+        leases.c.fence == bindparam("of_fence"),
+    )
+    .values(expires_at=_LONG_AGO)
+)
+_SECRET = select(secrets.c.ciphertext).where(secrets.c.name == bindparam("of_name"))
+_SAVE_SECRET = insert_or_ignore(secrets, ["name", "ciphertext"])
+
+_BEGIN_BOOT = {
+    insert_dialect(insert): insert.values(
+        node=bindparam("node"), boot_epoch=1, lease_expires=bindparam("lease_expires")
+    )
+    .on_conflict_do_update(
+        index_elements=[nodes.c.node],
+        set_={"boot_epoch": nodes.c.boot_epoch + 1, "lease_expires": insert.excluded.lease_expires},
+    )
+    .returning(nodes.c.boot_epoch)
+    for insert in (sqlite.insert(nodes), postgresql.insert(nodes))
+}
+_ACQUIRE = {
+    insert_dialect(insert): insert.values(
+        name=bindparam("name"), holder=bindparam("holder"), fence=1, expires_at=bindparam("expires_at")
+    )
+    .on_conflict_do_update(
+        index_elements=[leases.c.name],
+        set_={
+            "holder": insert.excluded.holder,
+            "expires_at": insert.excluded.expires_at,
+            "fence": case((leases.c.holder == insert.excluded.holder, leases.c.fence), else_=leases.c.fence + 1),
+        },
+        where=or_(leases.c.holder == insert.excluded.holder, leases.c.expires_at <= bindparam("now")),
+    )
+    .returning(leases.c.fence)
+    for insert in (sqlite.insert(leases), postgresql.insert(leases))
+}
+
+
+class SqlCoordinationStore:
+    """`ca_server.core.ports.CoordinationStore` in SQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin_boot(self, node: str, now: datetime, lease: timedelta) -> Fence:
+        parameters = {"node": node, "lease_expires": now + lease}
+
+        def unit(connection: Connection) -> Fence:
+            epoch = connection.execute(_BEGIN_BOOT[connection.dialect.name], parameters).scalar_one()
+            return Fence(node, epoch)
+
+        return await self._database.write(unit)
+
+    async def heartbeat(self, fence: Fence, now: datetime, lease: timedelta) -> bool:
+        parameters = {"of_node": fence.node, "of_epoch": fence.boot_epoch, "expires": now + lease}
+        return await self._database.write(lambda connection: connection.execute(_HEARTBEAT, parameters).rowcount == 1)
+
+    async def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease | None:
+        expires_at = now + duration
+        parameters = {"name": name, "holder": holder, "expires_at": expires_at, "now": now}
+
+        def unit(connection: Connection) -> Lease | None:
+            fence = connection.execute(_ACQUIRE[connection.dialect.name], parameters).scalar()
+            return None if fence is None else Lease(name, holder, expires_at, fence)
+
+        return await self._database.write(unit)
+
+    async def release_lease(self, lease: Lease) -> None:
+        # The row stays, so that the fence goes on growing.
+        parameters = {"of_name": lease.name, "of_holder": lease.holder, "of_fence": lease.fence}
+        await self._database.write(lambda connection: connection.execute(_RELEASE, parameters).rowcount)
+
+    async def secret(self, name: str) -> bytes | None:
+        def query(connection: Connection) -> bytes | None:
+            ciphertext: bytes | None = connection.execute(_SECRET, {"of_name": name}).scalar()
+            return ciphertext
+
+        return await self._database.read(query)
+
+    async def save_secret(self, name: str, ciphertext: bytes) -> bytes:
+        def unit(connection: Connection) -> bytes:
+            connection.execute(_SAVE_SECRET[connection.dialect.name], {"name": name, "ciphertext": ciphertext})
+            standing: bytes = connection.execute(_SECRET, {"of_name": name}).scalar_one()
+            return standing
+
+        return await self._database.write(unit)

@@ -1,0 +1,372 @@
+"""Enrollments, intents and certificates: the two transactions of the pipeline.
+
+What must never happen is excluded by constraints, and by the fence:
+
+- one live intent for each enrollment (partial unique index), and one certificate (unique);
+- a serial once under an issuer, whatever became of it (unique over intents of every state, and over certificates);
+- a process that was replaced by a newer boot of its node reserves and completes nothing.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, and_, bindparam, exists, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from ca_server.core.ports import EnrollmentState
+from ca_server.domain.audit import AuditEvent
+from ca_server.domain.certificates import CertificateRecord, SerialStatus
+from ca_server.domain.enrollment import (
+    EnrollmentKey,
+    EnrollmentOutcome,
+    Fence,
+    IssuanceIntent,
+    Protocol,
+)
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.audit import insert_events
+from ca_server.store.certificates import (
+    IS_CHAIN,
+    IS_ENROLLMENT,
+    ISSUED_COLUMNS,
+    certificate_by_serial,
+    certificates_by_spki,
+    certificates_of_requester,
+    enrollment_parameters,
+    insert_certificate,
+    issued_of,
+    sample_certificates,
+    serial_status,
+)
+from ca_server.store.database import Database
+from ca_server.store.statements import Prepared, insert_or_ignore
+from ca_server.store.tables import (
+    ca_certificates,
+    certificates,
+    enrollments,
+    intents,
+    issuer_keys,
+    issuers,
+    nodes,
+    spki_blocklist,
+)
+from ca_server.store.types import AnyRow
+
+_INTENT_COLUMNS = (
+    intents.c.id.label("intent_id"),
+    intents.c.issuer_key_id.label("intent_issuer_key_id"),
+    intents.c.serial.label("intent_serial"),
+    intents.c.tbs_sha256,
+    intents.c.profile.label("intent_profile"),
+    intents.c.profile_hash.label("intent_profile_hash"),
+    intents.c.node,
+    intents.c.boot_epoch,
+    intents.c.reserved_at,
+    intents.c.tenant.label("intent_tenant"),
+    enrollments.c.protocol,
+    enrollments.c.profile.label("enrollment_profile"),
+    enrollments.c.requester_scope,
+    enrollments.c.transaction_key,
+    enrollments.c.epoch,
+    enrollments.c.tenant.label("enrollment_tenant"),
+)
+
+_intent_issuers = issuers.alias("intent_issuers")
+
+# One statement, so that certificate and intent are seen at one moment under READ COMMITTED too.
+_ENROLLMENT = (
+    select(
+        enrollments.c.csr_sha256,
+        certificates.c.id.label("certificate_id"),
+        *ISSUED_COLUMNS,
+        _intent_issuers.c.name.label("intent_issuer"),
+        *_INTENT_COLUMNS,
+    )
+    .select_from(enrollments)
+    .outerjoin(certificates, certificates.c.enrollment_id == enrollments.c.id)
+    .outerjoin(issuers, issuers.c.id == certificates.c.issuer_id)
+    .outerjoin(ca_certificates, IS_CHAIN)
+    .outerjoin(intents, and_(intents.c.enrollment_id == enrollments.c.id, intents.c.state == "reserved"))
+    .outerjoin(_intent_issuers, _intent_issuers.c.id == intents.c.issuer_id)
+    .where(IS_ENROLLMENT)
+)
+
+_LIVE_INTENTS = (
+    select(_intent_issuers.c.name.label("intent_issuer"), *_INTENT_COLUMNS)
+    .join_from(intents, enrollments, enrollments.c.id == intents.c.enrollment_id)
+    .join(_intent_issuers, _intent_issuers.c.id == intents.c.issuer_id)
+    .where(intents.c.state == "reserved")
+    .order_by(intents.c.reserved_at, intents.c.id)
+)
+_INTENTS_OF_NODE = _LIVE_INTENTS.where(
+    intents.c.node == bindparam("of_node"), intents.c.boot_epoch < bindparam("before_epoch")
+)
+_ORPHANED_INTENTS = _LIVE_INTENTS.join(nodes, nodes.c.node == intents.c.node).where(
+    nodes.c.lease_expires < bindparam("now")
+)
+
+_FIND_ENROLLMENT = select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT)
+_HAS_CERTIFICATE = select(certificates.c.id).where(certificates.c.enrollment_id == bindparam("enrollment_id"))
+_INSERT_ENROLLMENT = Prepared(
+    insert_or_ignore(
+        enrollments,
+        [column.name for column in enrollments.columns if column.name != "id"],
+        returning=enrollments.c.id,
+    )
+)
+# FOR SHARE: no newer boot of the node begins until this transaction ends. SQLite has one writer, and ignores it.
+_FENCE_AND_KEY = Prepared(
+    select(
+        nodes.c.boot_epoch,
+        issuer_keys.c.issuer_id,
+        exists()
+        .where(certificates.c.serial == bindparam("serial"), certificates.c.issuer_id == issuer_keys.c.issuer_id)
+        .label("taken"),
+    )
+    .select_from(nodes)
+    .outerjoin(
+        issuer_keys,
+        and_(
+            issuer_keys.c.id == bindparam("key_id"),
+            issuer_keys.c.issuer_id
+            == select(issuers.c.id).where(issuers.c.name == bindparam("issuer")).scalar_subquery(),
+        ),
+    )
+    .where(nodes.c.node == bindparam("of_node"))
+    .with_for_update(read=True, of=nodes)
+)
+_INSERT_INTENT = Prepared(
+    insert(intents).values(
+        {
+            column.name: bindparam(column.name)
+            for column in intents.columns
+            if column.name not in {"settled_at", "reason", "state"}
+        }
+        | {"state": "reserved"}
+    )
+)
+_SETTLE_ISSUED = Prepared(
+    update(intents)
+    .where(
+        intents.c.id == bindparam("intent_id"),
+        intents.c.state == "reserved",
+        intents.c.node == bindparam("of_node"),
+        intents.c.boot_epoch == bindparam("of_epoch"),
+        select(nodes.c.boot_epoch).where(nodes.c.node == bindparam("of_node")).scalar_subquery()
+        == bindparam("of_epoch"),
+    )
+    .values(state="issued", settled_at=bindparam("at"))
+    .returning(intents.c.enrollment_id, intents.c.issuer_id, intents.c.issuer_key_id, intents.c.serial)
+)
+_SETTLE_ABANDONED = (
+    update(intents)
+    .where(intents.c.id == bindparam("intent_id"), intents.c.state == "reserved")
+    .values(state="abandoned", settled_at=bindparam("at"), reason=bindparam("why"))
+)
+_BLOCKED = select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == bindparam("spki_sha256"))
+_BLOCK = insert_or_ignore(spki_blocklist, ["spki_sha256", "reason", "added_at"])
+
+
+class SqlIssuanceStore:
+    """`ca_server.core.ports.IssuanceStore` in SQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def enrollment(self, key: EnrollmentKey) -> EnrollmentState:
+        return await self._database.read(lambda connection: read_enrollment(connection, key))
+
+    async def reserve(self, intent: IssuanceIntent, csr_sha256: bytes, events: Sequence[AuditEvent]) -> None:
+        def unit(connection: Connection) -> None:
+            _reserve(connection, intent, csr_sha256)
+            insert_events(connection, events)
+
+        await self._database.write(unit)
+
+    async def complete(
+        self, intent_id: str, fence: Fence, record: CertificateRecord, events: Sequence[AuditEvent]
+    ) -> None:
+        def unit(connection: Connection) -> None:
+            _complete(connection, intent_id, fence, record)
+            insert_events(connection, events)
+
+        await self._database.write(unit)
+
+    async def abandon(self, intent_id: str, reason: str, events: Sequence[AuditEvent]) -> bool:
+        at = datetime.now(UTC)
+
+        def unit(connection: Connection) -> bool:
+            settled = connection.execute(_SETTLE_ABANDONED, {"intent_id": intent_id, "at": at, "why": reason})
+            if settled.rowcount == 0:
+                return False
+            insert_events(connection, events)
+            return True
+
+        return await self._database.write(unit)
+
+    async def live_intents(self, node: str, before_epoch: int) -> tuple[IssuanceIntent, ...]:
+        parameters = {"of_node": node, "before_epoch": before_epoch}
+        return await self._database.read(
+            lambda connection: tuple(map(_intent_of, connection.execute(_INTENTS_OF_NODE, parameters)))
+        )
+
+    async def orphaned_intents(self, now: datetime) -> tuple[IssuanceIntent, ...]:
+        return await self._database.read(
+            lambda connection: tuple(map(_intent_of, connection.execute(_ORPHANED_INTENTS, {"now": now})))
+        )
+
+    async def certificate(self, issuer: str, serial: str) -> CertificateRecord | None:
+        return await self._database.read(lambda connection: certificate_by_serial(connection, issuer, serial))
+
+    async def certificates_by_spki(self, spki_sha256: bytes) -> tuple[CertificateRecord, ...]:
+        """All certificates of a public key, whoever issued them, oldest first."""
+        return await self._database.read(lambda connection: certificates_by_spki(connection, spki_sha256))
+
+    async def serial_status(self, issuer: str, serial: str) -> SerialStatus:
+        return await self._database.read(lambda connection: serial_status(connection, issuer, serial))
+
+    async def sample_certificates(self, since: datetime, limit: int) -> tuple[CertificateRecord, ...]:
+        return await self._database.read(lambda connection: sample_certificates(connection, since, limit))
+
+    async def certificates_of(self, protocol: str, requester_id: str, now: datetime) -> tuple[CertificateRecord, ...]:
+        return await self._database.read(
+            lambda connection: certificates_of_requester(connection, protocol, requester_id, now)
+        )
+
+    async def spki_blocked(self, spki_sha256: bytes) -> bool:
+        parameters = {"spki_sha256": spki_sha256}
+        return await self._database.read(
+            lambda connection: connection.execute(_BLOCKED, parameters).first() is not None
+        )
+
+    async def block_spki(self, spki_sha256: bytes, reason: str, now: datetime, events: Sequence[AuditEvent]) -> bool:
+        """Put a public key on the blocklist; false (and no events) where it was there."""
+        parameters = {"spki_sha256": spki_sha256, "reason": reason, "added_at": now}
+
+        def unit(connection: Connection) -> bool:
+            if connection.execute(_BLOCK[connection.dialect.name], parameters).rowcount == 0:
+                return False
+            insert_events(connection, events)
+            return True
+
+        return await self._database.write(unit)
+
+
+def read_enrollment(connection: Connection, key: EnrollmentKey) -> EnrollmentState:
+    """Where an enrollment stands, on a connection."""
+    row = connection.execute(_ENROLLMENT, enrollment_parameters(key)).first()
+    if row is None:
+        return EnrollmentState(EnrollmentOutcome.NONE)
+    if row.certificate_id is not None:
+        return EnrollmentState(EnrollmentOutcome.ISSUED, row.csr_sha256, certificate=issued_of(row))
+    if row.intent_id is not None:
+        return EnrollmentState(EnrollmentOutcome.LIVE, row.csr_sha256, intent=_intent_of(row))
+    return EnrollmentState(EnrollmentOutcome.NONE, row.csr_sha256)
+
+
+def _reserve(connection: Connection, intent: IssuanceIntent, csr_sha256: bytes) -> None:
+    fence = intent.fence
+    standing = _FENCE_AND_KEY.execute(
+        connection,
+        {
+            "of_node": fence.node,
+            "key_id": intent.issuer_key_id,
+            "issuer": intent.issuer,
+            "serial": intent.serial,
+        },
+    ).first()
+    if standing is None or standing.boot_epoch != fence.boot_epoch:
+        raise CaError(ErrorKind.CONFLICT, "a newer process of this node is running")
+    if standing.issuer_id is None:
+        raise CaError(ErrorKind.CONFLICT, "the issuer has no such key")
+    if standing.taken:
+        raise CaError(ErrorKind.CONFLICT, "the serial was used")
+    enrollment_id, is_new = _create_or_find_enrollment(connection, intent, csr_sha256)
+    try:
+        _INSERT_INTENT.execute(
+            connection,
+            {
+                "id": intent.id,
+                "enrollment_id": enrollment_id,
+                "issuer_id": standing.issuer_id,
+                "issuer_key_id": intent.issuer_key_id,
+                "serial": intent.serial,
+                "node": fence.node,
+                "boot_epoch": fence.boot_epoch,
+                "reserved_at": intent.reserved_at,
+                "profile": intent.profile,
+                "profile_hash": intent.profile_hash,
+                "tenant": intent.tenant,
+                "tbs_sha256": intent.tbs_sha256,
+            },
+        )
+    except IntegrityError as error:
+        raise CaError(ErrorKind.CONFLICT, "the enrollment has a live intent, or the serial was used") from error
+    # Asked after the intent is in: by now every earlier intent is settled, and its certificate is seen.
+    if not is_new and connection.execute(_HAS_CERTIFICATE, {"enrollment_id": enrollment_id}).first() is not None:
+        raise CaError(ErrorKind.CONFLICT, "the enrollment has a certificate")
+
+
+def _create_or_find_enrollment(connection: Connection, intent: IssuanceIntent, csr_sha256: bytes) -> tuple[int, bool]:
+    key = intent.enrollment
+    values = {
+        "tenant": key.tenant,
+        "protocol": key.protocol.value,
+        "profile": key.profile,
+        "requester_scope": key.requester_scope,
+        "transaction_key": key.transaction_key,
+        "epoch": key.epoch,
+        "created_at": intent.reserved_at,
+        "csr_sha256": csr_sha256,
+    }
+    created: int | None = _INSERT_ENROLLMENT.execute(connection, values).scalar()
+    if created is not None:
+        return created, True
+    row = connection.execute(_FIND_ENROLLMENT, enrollment_parameters(key)).one()
+    if row.csr_sha256 != csr_sha256:
+        raise CaError(ErrorKind.CONFLICT, "the enrollment began with another CSR")
+    return row.id, False
+
+
+def _complete(connection: Connection, intent_id: str, fence: Fence, record: CertificateRecord) -> None:
+    settled = _SETTLE_ISSUED.execute(
+        connection,
+        {"intent_id": intent_id, "of_node": fence.node, "of_epoch": fence.boot_epoch, "at": record.issued_at},
+    ).first()
+    if settled is None:
+        raise CaError(ErrorKind.CONFLICT, "the intent is no longer live")
+    if settled.serial != record.serial or settled.issuer_key_id != record.issuer_key_id:
+        raise CaError(ErrorKind.CONFLICT, "the certificate is not the one that was reserved")
+    try:
+        insert_certificate(
+            connection,
+            record,
+            issuer_id=settled.issuer_id,
+            issuer_key_id=settled.issuer_key_id,
+            enrollment_id=settled.enrollment_id,
+        )
+    except IntegrityError as error:
+        raise CaError(ErrorKind.CONFLICT, "the enrollment has a certificate, or the serial was used") from error
+
+
+def _intent_of(row: AnyRow) -> IssuanceIntent:
+    return IssuanceIntent(
+        id=row.intent_id,
+        enrollment=EnrollmentKey(
+            Protocol(row.protocol),
+            row.enrollment_profile,
+            row.requester_scope,
+            row.transaction_key,
+            row.epoch,
+            row.enrollment_tenant,
+        ),
+        issuer=row.intent_issuer,
+        issuer_key_id=row.intent_issuer_key_id,
+        serial=row.intent_serial,
+        tbs_sha256=row.tbs_sha256,
+        profile=row.intent_profile,
+        profile_hash=row.intent_profile_hash,
+        fence=Fence(row.node, row.boot_epoch),
+        reserved_at=row.reserved_at,
+        tenant=row.intent_tenant,
+    )
