@@ -1,0 +1,67 @@
+"""The operator's port over the core's admin socket: its operations, and the client that the command line uses."""
+
+from pathlib import Path
+from typing import cast
+
+from ca_server.core.ports import (
+    AdminPort,
+    CreatedEab,
+    CreateEab,
+    DisableEab,
+    Done,
+    Health,
+    Ping,
+    PublishCrl,
+    Reload,
+    Reloaded,
+)
+from ca_server.domain.certificates import Crl, RevocationRequest, RevokedCertificate
+from ca_server.rpc.client import PortClient
+from ca_server.rpc.messages import PORT_VERSION, Operation, OperationTable
+
+ADMIN_OPERATIONS = OperationTable(
+    "admin",
+    PORT_VERSION,
+    (
+        Operation("revoke", RevocationRequest, RevokedCertificate, idempotent=False),
+        Operation("publish_crl", PublishCrl, Crl, idempotent=True, timeout=120.0),
+        Operation("create_eab", CreateEab, CreatedEab, idempotent=False),
+        Operation("disable_eab", DisableEab, Done, idempotent=False),
+        Operation("reload", Reload, Reloaded, idempotent=True),
+        Operation("ping", Ping, Health, idempotent=True, timeout=5.0),
+    ),
+)
+
+
+class RpcAdminPort(AdminPort):
+    """AdminPort over the admin socket of a running core."""
+
+    def __init__(self, client: PortClient) -> None:
+        self._client = client
+
+    @classmethod
+    def at(cls, path: Path) -> "RpcAdminPort":
+        """The port of the core whose admin socket is at `path`."""
+        return cls(PortClient(path, ADMIN_OPERATIONS))
+
+    async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
+        return cast(RevokedCertificate, await self._client.call("revoke", request))
+
+    async def publish_crl(self, request: PublishCrl) -> Crl:
+        return cast(Crl, await self._client.call("publish_crl", request))
+
+    async def create_eab(self, request: CreateEab) -> CreatedEab:
+        return cast(CreatedEab, await self._client.call("create_eab", request))
+
+    async def disable_eab(self, request: DisableEab) -> Done:
+        return cast(Done, await self._client.call("disable_eab", request))
+
+    async def reload(self, request: Reload) -> Reloaded:
+        return cast(Reloaded, await self._client.call("reload", request))
+
+    async def ping(self, ping: Ping) -> Health:
+        return cast(Health, await self._client.call("ping", ping))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
