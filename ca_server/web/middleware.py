@@ -1,0 +1,249 @@
+"""What surrounds every request: its id, its limits, its one log line, and an answer when all else failed.
+
+The order, outermost first: `observe` (id, log line, metrics, fall-back for errors), `limit` (concurrency, size, time).
+Protocols map their own errors inside; what reaches the fall-back was not theirs.
+"""
+
+import asyncio
+import base64
+import functools
+import http
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import hdrs, web
+from prometheus_client import Counter, Gauge, Histogram
+
+from ca_server import telemetry
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.web.options import WebOptions, address_in
+
+_log = structlog.get_logger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+REQUEST_ID_HEADER = "X-Request-Id"
+SERVER = "ca-server"
+REQUEST_ID = web.RequestKey("request_id", str)
+FRONT_END = web.RequestKey("front_end", str)
+"""Set by a handler that serves a front-end other than its module's."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_MAX_LOGGED_PATH = 512
+
+_STATUS = {
+    ErrorKind.NOT_FOUND: 404,
+    ErrorKind.TOO_LARGE: 413,
+    ErrorKind.RATE_LIMITED: 429,
+    ErrorKind.UNAVAILABLE: 503,
+    ErrorKind.UNAUTHENTICATED: 401,
+    ErrorKind.UNAUTHORIZED: 403,
+    ErrorKind.MALFORMED: 400,
+}
+
+
+@dataclass(slots=True)
+class ListenerState:
+    """What the requests of one listener share. Owned by the event loop."""
+
+    name: str
+    options: WebOptions
+    in_flight_gauge: Gauge
+    in_flight: int = 0
+    draining: bool = False
+
+
+STATE = web.AppKey("listener_state", ListenerState)
+
+
+def request_id(request: web.BaseRequest) -> str:
+    """The id of a request, in its log lines, the core's and the audit log's."""
+    found: str = request.get(REQUEST_ID, "")
+    return found
+
+
+def new_request_id() -> str:
+    """A fresh id: 96 random bits in base64url."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(12)).decode()
+
+
+def plain_response(
+    status: int, text: str, *, request_id: str = "", retry_after: int | None = None, close: bool = False
+) -> web.Response:
+    """Make an answer in plain text, for errors that no protocol has mapped."""
+    body = f"{status} {http.HTTPStatus(status).phrase}: {text}\n"
+    if request_id:
+        body += f"request id: {request_id}\n"
+    response = web.Response(status=status, text=body, headers={hdrs.CACHE_CONTROL: "no-store"})
+    if retry_after is not None:
+        response.headers[hdrs.RETRY_AFTER] = str(retry_after)
+    if close:
+        response.force_close()
+    return response
+
+
+@functools.lru_cache(maxsize=1024)
+def _module_front_end(module: str) -> str:
+    """The front-end of a handler's module: `acme` of `protocols.acme.views`, `admin` of `ca_server.admin.api`."""
+    parts = module.split(".")
+    if parts[0] == "protocols" and len(parts) > 1:
+        return parts[1]
+    if module.startswith("ca_server."):
+        return parts[-1] if parts[1] == "web" else parts[1]
+    return "none"
+
+
+def front_end(request: web.Request) -> str:
+    """Which front-end a request went to; `none` where no route matched."""
+    named: str | None = request.get(FRONT_END)
+    if named is not None:
+        return named
+    if request.match_info.http_exception is not None:
+        return "none"
+    handler: object = request.match_info.handler
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return _module_front_end(getattr(handler, "__module__", None) or "")
+
+
+@functools.lru_cache(maxsize=1024)
+def _request_counter(listener: str, served_by: str, method: str, status: int) -> Counter:
+    return telemetry.HTTP_REQUESTS.labels(listener, served_by, method, str(status))
+
+
+@functools.lru_cache(maxsize=1024)
+def _request_histogram(listener: str, served_by: str) -> Histogram:
+    return telemetry.HTTP_REQUEST_SECONDS.labels(listener, served_by)
+
+
+def _take_id(request: web.Request, options: WebOptions) -> str:
+    if options.trusted_proxies and address_in(request.remote, options.trusted_proxies):
+        given = request.headers.get(REQUEST_ID_HEADER, "")
+        if _REQUEST_ID.fullmatch(given):
+            return given
+    return new_request_id()
+
+
+async def _answer(request: web.Request, handler: Handler, state: ListenerState) -> web.StreamResponse:
+    """Run the handler; what it raises becomes an answer. HTTPExceptions are answers already."""
+    rid = request[REQUEST_ID]
+    try:
+        return await handler(request)
+    except web.HTTPException:
+        raise
+    except CaError as error:
+        status = _STATUS.get(error.kind, 500)
+        _log.error("unmapped error", kind=error.kind.value, detail=error.detail)
+        return plain_response(status, error.detail, request_id=rid, retry_after=error.retry_after)
+    except ConnectionError:
+        # The client is gone: aiohttp knows what to do.
+        raise
+    except Exception:
+        _log.exception("request failed")
+        if request.writer.output_size:
+            # A part of an answer is out: the connection must break, or it would pass for whole.
+            if request.transport is not None:
+                request.transport.abort()
+            raise
+        return plain_response(500, "internal error", request_id=rid, retry_after=state.options.retry_after)
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its id; log one canonical line; count it; answer where the handler could not."""
+    state = request.app[STATE]
+    started = time.perf_counter()
+    rid = request[REQUEST_ID] = _take_id(request, state.options)
+    structlog.contextvars.bind_contextvars(request_id=rid)
+    status = 499
+    size = 0
+    try:
+        response = await _answer(request, handler, state)
+        status, size = response.status, _size(response)
+        if state.draining:
+            response.force_close()
+    except web.HTTPException as answer:
+        status, size = answer.status, _size(answer)
+        if state.draining:
+            answer.force_close()
+        raise
+    else:
+        return response
+    finally:
+        elapsed = time.perf_counter() - started
+        served_by = front_end(request)
+        method = request.method if request.method in _METHODS else "other"
+        _request_counter(state.name, served_by, method, status).inc()
+        _request_histogram(state.name, served_by).observe(elapsed)
+        _log.info(
+            "request",
+            listener=state.name,
+            frontend=served_by,
+            method=request.method[:16],
+            # Without the query, which may have more than is good for a log.
+            path=request.rel_url.raw_path[:_MAX_LOGGED_PATH],
+            status=status,
+            duration_ms=round(elapsed * 1000, 2),
+            bytes=size,
+            remote=request.remote,
+        )
+
+
+def _size(response: web.StreamResponse) -> int:
+    if isinstance(response, web.Response) and isinstance(response.body, bytes | bytearray):
+        return len(response.body)
+    return response.content_length or 0
+
+
+@web.middleware
+async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keep concurrency, body size and time within the listener's limits."""
+    state = request.app[STATE]
+    options = state.options
+    rid = request[REQUEST_ID]
+    if state.in_flight >= options.max_concurrent:
+        telemetry.HTTP_REFUSED.labels(state.name, "busy").inc()
+        return plain_response(503, "the server is busy", request_id=rid, retry_after=options.retry_after)
+    if request.content_length is not None and request.content_length > options.max_body:
+        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
+        return plain_response(413, f"at most {options.max_body} octets", request_id=rid, close=True)
+    state.in_flight += 1
+    state.in_flight_gauge.inc()
+    limited = asyncio.timeout(options.request_seconds)
+    try:
+        async with limited:
+            return await handler(request)
+    except TimeoutError:
+        if not limited.expired():
+            raise
+        telemetry.HTTP_REFUSED.labels(state.name, "time").inc()
+        if not request.content.is_eof():
+            return plain_response(408, "the request's body took too long", request_id=rid, close=True)
+        _log.error("request took too long", seconds=options.request_seconds)
+        return plain_response(503, "took too long", request_id=rid, retry_after=options.retry_after)
+    except web.HTTPRequestEntityTooLarge:
+        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
+        # What else it sends is not read.
+        return plain_response(413, f"at most {options.max_body} octets", request_id=rid, close=True)
+    finally:
+        state.in_flight -= 1
+        state.in_flight_gauge.dec()
+
+
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Put on what every answer carries. The server's version is nobody's business."""
+    headers = response.headers
+    headers[hdrs.SERVER] = SERVER
+    rid = request_id(request)
+    if rid:
+        headers[REQUEST_ID_HEADER] = rid
+    # Our answers are data: nothing may guess another type, frame them or run anything in them.
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    headers.setdefault("Referrer-Policy", "no-referrer")
+    if request.app[STATE].options.hsts and request.secure:
+        headers.setdefault("Strict-Transport-Security", "max-age=31536000")

@@ -1,0 +1,146 @@
+"""Accounts (RFC 8555 section 7.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from secrets import token_urlsafe
+from typing import Any
+
+import msgspec
+
+from ca_server.core.ports import CorePort
+from ca_server.domain.accounts import Account, AccountRegistered, AccountRegistration, AccountStatus
+from ca_server.domain.audit import EventType
+from ca_server.domain.errors import CaError, ErrorKind
+from protocols.acme.exchange import Exchange
+from protocols.acme.jws import parse_binding
+from protocols.acme.objects import AccountUpdate, NewAccount, decode_payload, parse_contact
+from protocols.acme.options import AcmeOptions
+from protocols.acme.ports import AcmeStore
+from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.urls import Urls
+
+ORDERS_PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class OrdersPage:
+    """A page of an account's orders; `next_after` where there are more."""
+
+    ids: tuple[str, ...]
+    next_after: str | None
+
+
+class Accounts:
+    """Creates, finds, changes and deactivates accounts."""
+
+    def __init__(self, options: AcmeOptions, store: AcmeStore, core: CorePort, urls: Urls) -> None:
+        self._options = options
+        self._store = store
+        self._core = core
+        self._urls = urls
+
+    async def create(self, exchange: Exchange) -> AccountRegistered:
+        """NewAccount: create the key's account, or find it. Signed by the key itself (RFC 8555 section 6.2)."""
+        if exchange.account is not None:
+            raise CaError(ErrorKind.MALFORMED, "sign this request with jwk, the account's key")
+        wanted = decode_payload(NewAccount, exchange.payload)
+        standing = await self._store.account_by_key(self._options.tenant, exchange.key.thumbprint)
+        if standing is not None:
+            if standing.status is not AccountStatus.VALID:
+                raise CaError(ErrorKind.UNAUTHENTICATED, f"the account of this key is {standing.status.value}")
+            return AccountRegistered(standing, created=False)
+        if wanted.onlyReturnExisting:
+            raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "there is no account for this key"))
+        contacts = self._contacts(wanted.contact)
+        if self._options.terms_of_service and not wanted.termsOfServiceAgreed:
+            raise ProblemError(
+                Problem(
+                    ErrorType.USER_ACTION_REQUIRED,
+                    f"agree to the terms of service: {self._options.terms_of_service}",
+                )
+            )
+        account = Account(
+            id=token_urlsafe(16),
+            key_thumbprint=exchange.key.thumbprint,
+            jwk=exchange.key.canonical,
+            status=AccountStatus.VALID,
+            created_at=exchange.now,
+            contacts=contacts,
+            terms_agreed_at=exchange.now if wanted.termsOfServiceAgreed else None,
+            tenant=self._options.tenant,
+        )
+        if wanted.externalAccountBinding is not None:
+            return await self._create_bound(exchange, account, bytes(wanted.externalAccountBinding))
+        if self._options.require_eab:
+            raise ProblemError(
+                Problem(
+                    ErrorType.EXTERNAL_ACCOUNT_REQUIRED,
+                    "this CA wants an external account binding; ask its operators for a key",
+                )
+            )
+        subject = f"acme:{account.id}"
+        event = exchange.event(EventType.ACCOUNT_CREATED, actor=subject, object=subject, profile=exchange.profile)
+        created = await self._store.create_account(account, [event], exchange.nonce)
+        exchange.nonce_used()
+        return created
+
+    async def _create_bound(self, exchange: Exchange, account: Account, raw: bytes) -> AccountRegistered:
+        """With a binding the core creates the account: it alone can check the MAC."""
+        binding = parse_binding(raw, exchange.url, exchange.key)
+        bound = replace(account, eab_kid=binding.kid, eab_binding=raw)
+        nonce = exchange.nonce
+        if nonce is not None:
+            await self._store.consume_nonce(nonce)
+            exchange.nonce_used()
+        return await self._core.register_account(
+            AccountRegistration(bound, binding, exchange.profile, exchange.request_id, exchange.source)
+        )
+
+    def _contacts(self, contacts: Sequence[str]) -> tuple[str, ...]:
+        if len(contacts) > self._options.max_contacts:
+            raise CaError(ErrorKind.MALFORMED, f"at most {self._options.max_contacts} contacts")
+        for contact in contacts:
+            parse_contact(contact)
+        return tuple(contacts)
+
+    async def change(self, exchange: Exchange) -> Account:
+        """POST to an account: update contacts or terms, deactivate; POST-as-GET reads it."""
+        account = exchange.own_account
+        if exchange.is_post_as_get:
+            return account
+        wanted = decode_payload(AccountUpdate, exchange.payload)
+        subject = f"acme:{account.id}"
+        if wanted.status is not None:
+            if wanted.status != AccountStatus.DEACTIVATED.value:
+                raise CaError(ErrorKind.MALFORMED, "an account's status can be set to deactivated alone")
+            event = exchange.event(EventType.ACCOUNT_DEACTIVATED, object=subject)
+            changed = await self._store.deactivate_account(account.id, exchange.now, [event], exchange.nonce)
+            exchange.nonce_used()
+            return changed
+        contacts = None if wanted.contact is None else self._contacts(wanted.contact)
+        agreed = exchange.now if wanted.termsOfServiceAgreed and account.terms_agreed_at is None else None
+        if contacts is None and agreed is None:
+            return account
+        event = exchange.event(EventType.ACCOUNT_UPDATED, object=subject)
+        changed = await self._store.update_account(account.id, contacts, agreed, [event], exchange.nonce)
+        exchange.nonce_used()
+        return changed
+
+    async def orders(self, account: Account, after: str | None) -> OrdersPage:
+        """A page of the account's orders (RFC 8555 section 7.1.2.1)."""
+        ids = await self._store.orders_of(account.id, after, ORDERS_PAGE + 1)
+        page = ids[:ORDERS_PAGE]
+        return OrdersPage(page, page[-1] if len(ids) > ORDERS_PAGE else None)
+
+    def render(self, account: Account) -> dict[str, Any]:
+        """The account object (RFC 8555 section 7.1.2)."""
+        shown: dict[str, Any] = {
+            "status": account.status.value,
+            "contact": list(account.contacts),
+            "orders": self._urls.account_orders(account.id),
+        }
+        if account.terms_agreed_at is not None:
+            shown["termsOfServiceAgreed"] = True
+        if account.eab_binding is not None:
+            shown["externalAccountBinding"] = msgspec.Raw(account.eab_binding)
+        return shown

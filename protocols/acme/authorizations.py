@@ -1,0 +1,98 @@
+"""Authorizations and challenges (RFC 8555 sections 7.1.4, 7.1.5 and 7.5)."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from ca_server.domain.audit import EventType
+from ca_server.domain.errors import CaError, ErrorKind
+from protocols.acme.exchange import Exchange
+from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus
+from protocols.acme.objects import AuthorizationUpdate, ChallengeResponse, decode_payload
+from protocols.acme.orders import rfc3339
+from protocols.acme.ports import AcmeStore
+from protocols.acme.urls import Urls
+from protocols.acme.validating import Validating
+
+
+class Authorizations:
+    """Shows authorizations and challenges, and starts validations."""
+
+    def __init__(self, store: AcmeStore, validating: Validating, urls: Urls) -> None:
+        self._store = store
+        self._validating = validating
+        self._urls = urls
+
+    async def show(self, exchange: Exchange, authorization_id: str) -> Authorization:
+        """POST-as-GET an authorization, or deactivate it (RFC 8555 section 7.5.2)."""
+        found = await self._store.authorization(authorization_id)
+        if found is None or found.account_id != exchange.own_account.id:
+            raise CaError(ErrorKind.NOT_FOUND, "there is no such authorization")
+        if exchange.is_post_as_get:
+            return found
+        wanted = decode_payload(AuthorizationUpdate, exchange.payload)
+        if wanted.status != AuthorizationStatus.DEACTIVATED.value:
+            raise CaError(ErrorKind.MALFORMED, "an authorization's status can be set to deactivated alone")
+        event = exchange.event(
+            EventType.AUTHORIZATION_DEACTIVATED,
+            object=f"acme-authorization:{found.id}",
+            names=(str(found.identifier),),
+        )
+        changed = await self._store.deactivate_authorization(found.id, exchange.now, [event], exchange.nonce)
+        exchange.nonce_used()
+        return changed
+
+    async def respond(self, exchange: Exchange, challenge_id: str) -> tuple[Challenge, Authorization]:
+        """POST to a challenge: start its validation and answer at once; POST-as-GET shows it."""
+        found = await self._find(exchange, challenge_id)
+        if exchange.is_post_as_get:
+            return found
+        decode_payload(ChallengeResponse, exchange.payload)
+        challenge, authorization = found
+        if (
+            challenge.status is ChallengeStatus.PENDING
+            and authorization.status_at(exchange.now) is AuthorizationStatus.PENDING
+            and await self._validating.begin(challenge_id, exchange.nonce)
+        ):
+            exchange.nonce_used()
+            return await self._find(exchange, challenge_id)
+        return found
+
+    async def _find(self, exchange: Exchange, challenge_id: str) -> tuple[Challenge, Authorization]:
+        found = await self._store.challenge(challenge_id)
+        if found is None or found[1].account_id != exchange.own_account.id:
+            raise CaError(ErrorKind.NOT_FOUND, "there is no such challenge")
+        return found
+
+    def render(self, authorization: Authorization, now: datetime) -> dict[str, Any]:
+        """The authorization object (RFC 8555 section 7.1.4)."""
+        status = authorization.status_at(now)
+        challenges = authorization.challenges
+        if status is AuthorizationStatus.VALID:
+            challenges = tuple(each for each in challenges if each.status is ChallengeStatus.VALID)
+        shown: dict[str, Any] = {
+            "identifier": {
+                "type": authorization.identifier.type.value,
+                "value": authorization.identifier.value,
+            },
+            "status": status.value,
+            "expires": rfc3339(authorization.expires_at),
+            "challenges": [self.render_challenge(each) for each in challenges],
+        }
+        if authorization.wildcard:
+            shown["wildcard"] = True
+        return shown
+
+    def render_challenge(self, challenge: Challenge) -> dict[str, Any]:
+        """The challenge object (RFC 8555 section 8)."""
+        shown: dict[str, Any] = {
+            "type": challenge.type,
+            "url": self._urls.challenge(challenge.id),
+            "status": challenge.status.value,
+            "token": challenge.token,
+        }
+        if challenge.validated_at is not None:
+            shown["validated"] = rfc3339(challenge.validated_at)
+        if challenge.error is not None and challenge.status is not ChallengeStatus.VALID:
+            shown["error"] = json.loads(challenge.error)
+        return shown

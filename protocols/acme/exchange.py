@@ -1,0 +1,148 @@
+"""One ACME POST: its JWS checked, its requester known, its nonce used up with its first change."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ca_server.core.audit import EventFactory
+from ca_server.domain.accounts import Account, AccountStatus
+from ca_server.domain.audit import AuditEvent, EventType, Outcome
+from ca_server.domain.enrollment import Protocol, Requester
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.web.middleware import request_id
+from protocols.acme.jwk import Jwk, parse_jwk
+from protocols.acme.jws import Jws, parse_jws, verify_jws
+from protocols.acme.nonces import BadNonceError, NonceBook
+from protocols.acme.options import AcmeOptions
+from protocols.acme.ports import AcmeStore, NonceUse
+from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.urls import Urls
+
+JOSE = "application/jose+json"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A verified request. `nonce` hands the nonce out until a transaction used it up; owned by the request's task."""
+
+    profile: str
+    url: str
+    payload: bytes
+    key: Jwk
+    account: Account | None
+    request_id: str
+    source: str | None
+    now: datetime
+    events: EventFactory
+    _nonce: NonceUse | None
+
+    @property
+    def nonce(self) -> NonceUse | None:
+        """The nonce, for the first change of this request; None once it is used up."""
+        return self._nonce
+
+    def nonce_used(self) -> None:
+        """Say that a transaction with the nonce was committed."""
+        self._nonce = None
+
+    @property
+    def own_account(self) -> Account:
+        """The account that signed; UNAUTHENTICATED where the request was signed by a bare key."""
+        if self.account is None:
+            raise CaError(ErrorKind.UNAUTHENTICATED, "this request is signed by an account, with kid")
+        return self.account
+
+    @property
+    def is_post_as_get(self) -> bool:
+        """Whether the payload is empty (RFC 8555 section 6.3)."""
+        return not self.payload
+
+    def key_spki(self) -> bytes:
+        """The signing key as a DER SubjectPublicKeyInfo."""
+        return self.key.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    def requester(self) -> Requester:
+        """The account as the core knows it."""
+        return Requester(Protocol.ACME, self.own_account.id, "jws", self.own_account.tenant)
+
+    def event(self, kind: EventType, outcome: Outcome = Outcome.SUCCESS, **fields: Any) -> AuditEvent:
+        """An audit event of this request."""
+        actor = f"acme:{self.account.id}" if self.account else f"acme-key:{self.key.thumbprint}"
+        return self.events.make(
+            kind,
+            outcome=outcome,
+            **{
+                "actor": actor,
+                "authenticated_by": "jws",
+                "source": self.source,
+                "request_id": self.request_id,
+                **fields,
+            },
+        )
+
+
+class Doorkeeper:
+    """Turns requests into exchanges (RFC 8555 section 6)."""
+
+    def __init__(
+        self, options: AcmeOptions, store: AcmeStore, nonces: NonceBook, urls: Urls, events: EventFactory
+    ) -> None:
+        self._options = options
+        self._store = store
+        self._nonces = nonces
+        self._urls = urls
+        self._events = events
+
+    async def open(self, request: web.Request, profile: str, *, by_key: bool = False) -> Exchange:
+        """Check a POST: media type, JWS, url, nonce, key or account, signature.
+
+        `by_key` admits a bare `jwk` (newAccount, revokeCert) beside an account. Raises ProblemError, JwsError,
+        BadNonceError, CaError.
+        """
+        if request.content_type != JOSE:
+            raise ProblemError(Problem(ErrorType.MALFORMED, f"send {JOSE}", status=415))
+        body = await request.read()
+        if len(body) > self._options.max_jws:
+            raise CaError(ErrorKind.TOO_LARGE, f"a request has at most {self._options.max_jws} octets")
+        jws = parse_jws(body, max_size=self._options.max_jws)
+        if jws.url != self._options.external_url + request.raw_path:
+            raise CaError(ErrorKind.UNAUTHENTICATED, "the url in the protected header is not that of this request")
+        if jws.nonce is None:
+            raise BadNonceError("the protected header has no nonce")
+        nonce = NonceUse(jws.nonce, self._nonces.check(jws.nonce))
+        account, key = await self._signer(jws, by_key=by_key)
+        verify_jws(jws, key)
+        return Exchange(
+            profile=profile,
+            url=jws.url,
+            payload=jws.payload,
+            key=key,
+            account=account,
+            request_id=request_id(request),
+            source=request.remote,
+            now=datetime.now(UTC),
+            events=self._events,
+            _nonce=nonce,
+        )
+
+    async def _signer(self, jws: Jws, *, by_key: bool) -> tuple[Account | None, Jwk]:
+        if jws.jwk is not None:
+            if not by_key:
+                raise CaError(ErrorKind.MALFORMED, "sign this request with kid, the account's URL")
+            return None, jws.jwk
+        account_id = self._urls.account_id_of(jws.kid or "")
+        account = None if account_id is None else await self._store.account(account_id)
+        if account is None or account.tenant != self._options.tenant:
+            raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "kid names no account of this server"))
+        if account.status is not AccountStatus.VALID:
+            raise CaError(ErrorKind.UNAUTHENTICATED, f"the account is {account.status.value}")
+        return account, parse_jwk(account.jwk)
+
+    async def close(self, exchange: Exchange) -> None:
+        """Use the nonce up where no transaction of the request did. NonceReplayedError."""
+        if exchange.nonce is not None:
+            await self._store.consume_nonce(exchange.nonce)
+            exchange.nonce_used()

@@ -1,0 +1,145 @@
+"""ACME resources as values, and their states (RFC 8555 section 7.1.6): every transition is in this file."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from ca_server.domain.certificates import IssuedCertificate
+from ca_server.domain.names import Identifier
+
+
+class OrderStatus(StrEnum):
+    """States of an order."""
+
+    PENDING = "pending"
+    READY = "ready"
+    PROCESSING = "processing"
+    VALID = "valid"
+    INVALID = "invalid"
+
+
+class AuthorizationStatus(StrEnum):
+    """States of an authorization."""
+
+    PENDING = "pending"
+    VALID = "valid"
+    INVALID = "invalid"
+    DEACTIVATED = "deactivated"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+class ChallengeStatus(StrEnum):
+    """States of a challenge."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    VALID = "valid"
+    INVALID = "invalid"
+
+
+ORDER_TRANSITIONS = {
+    OrderStatus.PENDING: frozenset({OrderStatus.READY, OrderStatus.INVALID}),
+    OrderStatus.READY: frozenset({OrderStatus.PROCESSING, OrderStatus.INVALID}),
+    OrderStatus.PROCESSING: frozenset({OrderStatus.VALID, OrderStatus.INVALID}),
+    OrderStatus.VALID: frozenset[OrderStatus](),
+    OrderStatus.INVALID: frozenset[OrderStatus](),
+}
+AUTHORIZATION_TRANSITIONS = {
+    AuthorizationStatus.PENDING: frozenset(
+        {AuthorizationStatus.VALID, AuthorizationStatus.INVALID, AuthorizationStatus.DEACTIVATED}
+    ),
+    AuthorizationStatus.VALID: frozenset(
+        {AuthorizationStatus.EXPIRED, AuthorizationStatus.DEACTIVATED, AuthorizationStatus.REVOKED}
+    ),
+    AuthorizationStatus.INVALID: frozenset[AuthorizationStatus](),
+    AuthorizationStatus.DEACTIVATED: frozenset[AuthorizationStatus](),
+    AuthorizationStatus.EXPIRED: frozenset[AuthorizationStatus](),
+    AuthorizationStatus.REVOKED: frozenset[AuthorizationStatus](),
+}
+CHALLENGE_TRANSITIONS = {
+    ChallengeStatus.PENDING: frozenset({ChallengeStatus.PROCESSING}),
+    ChallengeStatus.PROCESSING: frozenset({ChallengeStatus.VALID, ChallengeStatus.INVALID}),
+    ChallengeStatus.VALID: frozenset[ChallengeStatus](),
+    ChallengeStatus.INVALID: frozenset[ChallengeStatus](),
+}
+
+
+def sources_of(target: OrderStatus) -> tuple[str, ...]:
+    """The order states from which `target` may be reached, as a store compares them."""
+    return tuple(source.value for source, targets in ORDER_TRANSITIONS.items() if target in targets)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderIdentifier:
+    """A name of an order: `sent` is what the client wrote and is echoed, `identifier` is what it means."""
+
+    identifier: Identifier
+    sent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way to show control of an identifier. `error` is a problem document in JSON."""
+
+    id: str
+    authorization_id: str
+    type: str
+    token: str
+    status: ChallengeStatus = ChallengeStatus.PENDING
+    validated_at: datetime | None = None
+    error: bytes | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """An account's right to a name; `identifier` is without the wildcard label, which `wildcard` tells."""
+
+    id: str
+    account_id: str
+    identifier: Identifier
+    wildcard: bool
+    status: AuthorizationStatus
+    created_at: datetime
+    expires_at: datetime
+    challenges: tuple[Challenge, ...] = ()
+
+    def status_at(self, now: datetime) -> AuthorizationStatus:
+        """The state as a client is told: a valid authorization expires by itself, a pending one becomes invalid."""
+        if now < self.expires_at:
+            return self.status
+        if self.status is AuthorizationStatus.VALID:
+            return AuthorizationStatus.EXPIRED
+        return AuthorizationStatus.INVALID if self.status is AuthorizationStatus.PENDING else self.status
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request for a certificate. `status` is as stored; an order is valid because its certificate exists."""
+
+    id: str
+    account_id: str
+    profile: str
+    profile_hash: str
+    status: OrderStatus
+    identifiers: tuple[OrderIdentifier, ...]
+    created_at: datetime
+    expires_at: datetime
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    csr_der: bytes | None = None
+    error: bytes | None = None
+    authorization_ids: tuple[str, ...] = ()
+    certificate: IssuedCertificate | None = None
+    source: str | None = None
+    request_id: str = ""
+    lease_until: datetime | None = None
+
+    def status_at(self, now: datetime) -> OrderStatus:
+        """The state as a client is told: valid with its certificate, invalid when it expired before finalize."""
+        if self.certificate is not None:
+            return OrderStatus.VALID
+        if self.status in {OrderStatus.PENDING, OrderStatus.READY} and now >= self.expires_at:
+            return OrderStatus.INVALID
+        return self.status

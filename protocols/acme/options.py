@@ -1,0 +1,31 @@
+"""Options of the ACME front-end."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from protocols.acme.validation import ValidationPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeOptions:
+    """How the front-end behaves; `external_url` has no slash at the end."""
+
+    external_url: str
+    validation: ValidationPolicy
+    default_profile: str = "default"
+    tenant: str = "default"
+    finalize_wait: float = 2.0
+    """Seconds that finalize waits for the certificate before it answers `processing`."""
+    require_eab: bool = False
+    terms_of_service: str = ""
+    website: str = ""
+    caa_identities: tuple[str, ...] = ()
+    order_lifetime: timedelta = timedelta(days=7)
+    authorization_lifetime: timedelta = timedelta(days=30)
+    nonce_lifetime: timedelta = timedelta(hours=1)
+    validation_attempts: int = 4
+    validation_concurrency: int = 50
+    max_identifiers: int = 100
+    max_contacts: int = 10
+    max_open_orders: int = 300
+    max_jws: int = 131_072

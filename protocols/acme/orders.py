@@ -1,0 +1,273 @@
+"""Orders: from newOrder to the certificate (RFC 8555 section 7.4)."""
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from datetime import datetime
+from secrets import token_urlsafe
+from typing import Any
+
+from ca_server.core.csr import ParsedCsr, parse_csr
+from ca_server.core.keycheck import check_key
+from ca_server.core.policy import decide, decide_identifiers, refusal
+from ca_server.domain.accounts import Account
+from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.certificates import IssuedCertificate
+from ca_server.domain.enrollment import Deny
+from ca_server.domain.errors import CaError, ErrorKind, SubError
+from ca_server.domain.names import Identifier, IdentifierType, InvalidNameError, dns_identifier, ip_identifier
+from ca_server.domain.profiles import Profile
+from protocols.acme.exchange import Exchange
+from protocols.acme.issuing import Issuing, enrollment_request
+from protocols.acme.model import (
+    Authorization,
+    AuthorizationStatus,
+    Challenge,
+    Order,
+    OrderIdentifier,
+    OrderStatus,
+)
+from protocols.acme.objects import Finalize, NewOrder, decode_payload
+from protocols.acme.options import AcmeOptions
+from protocols.acme.ports import AcmeStore, ProfileSource
+from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.urls import Urls
+from protocols.acme.validation import Validator
+
+_IDENTIFIERS = {"dns": dns_identifier, "ip": ip_identifier}
+
+
+class Orders:
+    """Creates, shows and finalizes orders."""
+
+    def __init__(
+        self,
+        options: AcmeOptions,
+        store: AcmeStore,
+        profiles: ProfileSource,
+        validators: dict[str, Validator],
+        issuing: Issuing,
+        urls: Urls,
+    ) -> None:
+        self._options = options
+        self._store = store
+        self._profiles = profiles
+        self._validators = validators
+        self._issuing = issuing
+        self._urls = urls
+
+    # --- newOrder -------------------------------------------------------------------------------------------------
+
+    async def create(self, exchange: Exchange) -> Order:
+        """NewOrder: names by policy, authorizations new or reused; refusals are on record with their rule."""
+        account = exchange.own_account
+        wanted = decode_payload(NewOrder, exchange.payload)
+        profile = self._profile(exchange.profile)
+        identifiers = self._identifiers([(item.type, item.value) for item in wanted.identifiers])
+        names = tuple(item.identifier for item in identifiers)
+        denials = await self._denials(exchange, profile, names)
+        if denials:
+            await self._record_refusal(exchange, profile.name, names, denials[0])
+            raise refusal(denials)
+        order_id = token_urlsafe(16)
+        expires = exchange.now + self._options.order_lifetime
+        order = Order(
+            id=order_id,
+            account_id=account.id,
+            profile=profile.name,
+            profile_hash=profile.hash,
+            status=OrderStatus.PENDING,
+            identifiers=identifiers,
+            created_at=exchange.now,
+            expires_at=expires,
+            not_before=wanted.notBefore,
+            not_after=wanted.notAfter,
+            source=exchange.source,
+            request_id=exchange.request_id,
+        )
+        candidates = [self._authorization(account, name, exchange.now, expires) for name in names]
+        event = exchange.event(
+            EventType.ORDER_CREATED,
+            object=f"acme-order:{order_id}",
+            profile=profile.name,
+            names=tuple(str(name) for name in names),
+        )
+        created = await self._store.create_order(
+            order, candidates, self._options.max_open_orders, [event], exchange.nonce
+        )
+        exchange.nonce_used()
+        return created
+
+    async def _denials(self, exchange: Exchange, profile: Profile, names: Sequence[Identifier]) -> tuple[Deny, ...]:
+        only = await self._store.bound_profile(exchange.own_account)
+        if only is not None and only != profile.name:
+            return (Deny("eab.profile", f"the account's external account key is for profile {only!r} alone"),)
+        return decide_identifiers(profile, names, exchange.requester())
+
+    def _profile(self, name: str) -> Profile:
+        profile = self._profiles.get(name)
+        if profile is None:
+            raise CaError(ErrorKind.NOT_FOUND, f"there is no profile {name!r}")
+        return profile
+
+    def _identifiers(self, wanted: Sequence[tuple[str, str]]) -> tuple[OrderIdentifier, ...]:
+        if not wanted:
+            raise CaError(ErrorKind.MALFORMED, "an order names at least one identifier")
+        if len(wanted) > self._options.max_identifiers:
+            raise CaError(ErrorKind.MALFORMED, f"an order names at most {self._options.max_identifiers} identifiers")
+        found: dict[Identifier, OrderIdentifier] = {}
+        wrong: list[SubError] = []
+        for kind, value in wanted:
+            try:
+                parse = _IDENTIFIERS[kind]
+            except KeyError:
+                shown = kind[:50] if kind.isprintable() else "?"
+                raise CaError(
+                    ErrorKind.UNSUPPORTED_IDENTIFIER, f"identifiers of type {shown!r} are not supported; use dns or ip"
+                ) from None
+            try:
+                identifier = parse(value)
+            except InvalidNameError as error:
+                wrong.append(
+                    SubError(ErrorKind.REJECTED_IDENTIFIER, str(error), Identifier(IdentifierType(kind), value[:255]))
+                )
+                continue
+            found.setdefault(identifier, OrderIdentifier(identifier, value))
+        if len(wrong) == 1 and len(wanted) == 1:
+            raise CaError(wrong[0].kind, wrong[0].detail, rule="names.syntax")
+        if wrong:
+            raise CaError(
+                ErrorKind.REJECTED_IDENTIFIER,
+                f"{len(wrong)} of the identifiers are no valid names",
+                rule="names.syntax",
+                suberrors=tuple(wrong),
+            )
+        return tuple(found.values())
+
+    def _authorization(self, account: Account, name: Identifier, now: datetime, expires: datetime) -> Authorization:
+        authorization_id = token_urlsafe(16)
+        token = token_urlsafe(32)
+        challenges = tuple(
+            Challenge(token_urlsafe(16), authorization_id, kind, token)
+            for kind, validator in self._validators.items()
+            if validator.applies(name.base, name.is_wildcard)
+        )
+        if not challenges:
+            raise CaError(ErrorKind.REJECTED_IDENTIFIER, f"no challenge can show control of {name.value!r}")
+        return Authorization(
+            id=authorization_id,
+            account_id=account.id,
+            identifier=name.base,
+            wildcard=name.is_wildcard,
+            status=AuthorizationStatus.PENDING,
+            created_at=now,
+            expires_at=expires,
+            challenges=challenges,
+        )
+
+    # --- Finalize -------------------------------------------------------------------------------------------------
+
+    async def find(self, exchange: Exchange, order_id: str) -> Order:
+        """An order of the account that asks. NOT_FOUND otherwise, whether or not it exists."""
+        order = await self._store.order(order_id)
+        if order is None or order.account_id != exchange.own_account.id:
+            raise CaError(ErrorKind.NOT_FOUND, "there is no such order")
+        return order
+
+    async def finalize(self, exchange: Exchange, order_id: str) -> Order:
+        """Finalize: the CSR is checked at once, the certificate issued in the background, and waited for a little.
+
+        The same CSR again on an order that is processing or valid shows the order as it stands.
+        """
+        order = await self.find(exchange, order_id)
+        csr_der = bytes(decode_payload(Finalize, exchange.payload).csr)
+        status = order.status_at(exchange.now)
+        if status in {OrderStatus.PROCESSING, OrderStatus.VALID} and order.csr_der == csr_der:
+            return await self._issuing.settled(order)
+        if status is not OrderStatus.READY:
+            raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
+        await self._check(exchange, order, csr_der)
+        if await self._issuing.begin(order.id, csr_der, exchange.nonce):
+            exchange.nonce_used()
+        else:
+            # Another finalize of this order came first.
+            again = await self.find(exchange, order_id)
+            if again.csr_der != csr_der:
+                raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {again.status.value}"))
+        return await self._issuing.settled(await self.find(exchange, order_id))
+
+    async def _check(self, exchange: Exchange, order: Order, csr_der: bytes) -> None:
+        """Refuse now what the core would refuse later, so that the order stays ready for a better CSR."""
+        names = tuple(item.identifier for item in order.identifiers)
+        profile = await self._profiles.by_hash(order.profile_hash)
+        if profile is None or self._profiles.get(order.profile) is None:
+            raise CaError(ErrorKind.POLICY_DENIED, "the order's profile was withdrawn", rule="profile.unknown")
+        try:
+            csr = parse_csr(csr_der)
+            self._check_not_account_key(exchange, csr)
+            check_key(csr.public_key, profile, blocked=await self._store.spki_blocked(csr.spki_sha256))
+        except CaError as error:
+            deny = Deny(error.rule or error.kind.value, error.detail)
+            await self._record_refusal(exchange, profile.name, names, deny)
+            raise
+        request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
+        decision = decide(profile, request, csr, now=exchange.now)
+        if isinstance(decision, Deny):
+            await self._record_refusal(exchange, profile.name, names, decision)
+            raise refusal((decision,))
+
+    def _check_not_account_key(self, exchange: Exchange, csr: ParsedCsr) -> None:
+        """RFC 8555 section 11.1: the account's key in a CSR is refused."""
+        if exchange.key_spki() == csr.spki_der:
+            raise CaError(ErrorKind.BAD_CSR, "the CSR has the account's key; make another", rule="csr.account_key")
+
+    async def _record_refusal(
+        self, exchange: Exchange, profile: str, names: Sequence[Identifier], denial: Deny
+    ) -> None:
+        event = exchange.event(
+            EventType.ISSUANCE_REFUSED,
+            Outcome.DENIED,
+            profile=profile,
+            names=tuple(str(name) for name in names),
+            reason=denial.detail,
+            rule=denial.rule,
+        )
+        await self._store.record([event], exchange.nonce)
+        exchange.nonce_used()
+
+    # --- Rendering ------------------------------------------------------------------------------------------------
+
+    def render(self, order: Order, now: datetime) -> dict[str, Any]:
+        """The order object (RFC 8555 section 7.1.3)."""
+        status = order.status_at(now)
+        shown: dict[str, Any] = {
+            "status": status.value,
+            "expires": rfc3339(order.expires_at),
+            "identifiers": [{"type": item.identifier.type.value, "value": item.sent} for item in order.identifiers],
+            "authorizations": [self._urls.authorization(each) for each in order.authorization_ids],
+            "finalize": self._urls.finalize(order.id),
+        }
+        if order.not_before is not None:
+            shown["notBefore"] = rfc3339(order.not_before)
+        if order.not_after is not None:
+            shown["notAfter"] = rfc3339(order.not_after)
+        if order.error is not None:
+            shown["error"] = json.loads(order.error)
+        if status is OrderStatus.VALID:
+            shown["certificate"] = self._urls.certificate(order.id)
+        return shown
+
+
+def rfc3339(moment: datetime) -> str:
+    """A time as ACME writes it, in UTC and whole seconds."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def pem_chain(issued: IssuedCertificate) -> bytes:
+    """`application/pem-certificate-chain`: leaf first, root left out (RFC 8555 section 9.1)."""
+    blocks = []
+    for der in (issued.certificate_der, *issued.chain):
+        text = b64encode(der).decode()
+        lines = "\n".join(text[at : at + 64] for at in range(0, len(text), 64))
+        blocks.append(f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
+    return "".join(blocks).encode()

@@ -1,0 +1,338 @@
+"""The ACME front-end over HTTP: routes, the directory, and one place where errors become problem documents."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from ca_server.core.audit import EventFactory
+from ca_server.core.ports import CorePort
+from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.enrollment import Protocol
+from ca_server.domain.errors import CaError
+from protocols.acme.accounts import Accounts
+from protocols.acme.authorizations import Authorizations
+from protocols.acme.exchange import Doorkeeper, Exchange
+from protocols.acme.issuing import Issuing, retry_after
+from protocols.acme.jwk import JwsError
+from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, OrderStatus
+from protocols.acme.nonces import BadNonceError, NonceBook
+from protocols.acme.objects import ContactError, PayloadError
+from protocols.acme.options import AcmeOptions
+from protocols.acme.orders import Orders, pem_chain
+from protocols.acme.ports import AcmeStore, NonceReplayedError, ProfileSource
+from protocols.acme.problems import ErrorType, Problem, ProblemError, internal_problem, problem_of
+from protocols.acme.rendering import response as problem_response
+from protocols.acme.revocation import Revocations
+from protocols.acme.urls import Urls
+from protocols.acme.validating import ObserveValidation, Validating
+from protocols.acme.validation import validators
+
+_log = structlog.get_logger(__name__)
+
+RESUME_SECONDS = 5.0
+DRAIN_SECONDS = 15.0
+PRUNE_LIMIT = 10_000
+DEFAULT = "default"
+RETRY_AFTER = "1"
+"""Seconds until a client should look again at what is being worked on."""
+_BODY_ERRORS = (web.HTTPRequestEntityTooLarge,)
+
+Answer = Callable[[web.Request, Exchange], Awaitable[web.Response]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AcmeFrontEnd:
+    """ACME for every profile in force: `/acme/directory` for the default one, `/acme/PROFILE/directory` for each."""
+
+    def __init__(
+        self,
+        *,
+        options: AcmeOptions,
+        store: AcmeStore,
+        core: CorePort,
+        profiles: ProfileSource,
+        events: EventFactory,
+        nonce_key: bytes,
+        observe_validation: ObserveValidation = lambda _type, _outcome: None,
+    ) -> None:
+        holder = events.process
+        checks = validators(options.validation)
+        self._options = options
+        self._store = store
+        self._profiles = profiles
+        self._events = events
+        self._urls = Urls(options.external_url, options.default_profile)
+        self._nonces = NonceBook(nonce_key, options.nonce_lifetime)
+        self._door = Doorkeeper(options, store, self._nonces, self._urls, events)
+        self._issuing = Issuing(options, store, core, events, holder)
+        self._validating = Validating(options, store, checks, events, holder, observe_validation)
+        self._accounts = Accounts(options, store, core, self._urls)
+        self._orders = Orders(options, store, profiles, checks, self._issuing, self._urls)
+        self._authorizations = Authorizations(store, self._validating, self._urls)
+        self._revocations = Revocations(store, core)
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    # --- Life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up work that was left, and go on looking for it."""
+        self._housekeeping = asyncio.create_task(self._keep_house(), name="acme housekeeping")
+
+    async def stop(self) -> None:
+        """Finish issuance under way within a limit; leave validations to their leases."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._issuing.drain(DRAIN_SECONDS)
+        await self._validating.stop()
+
+    async def _keep_house(self) -> None:
+        # The first time, also what a process of this node left behind whose lease still runs: it was restarted.
+        node: str | None = self._events.node
+        while True:
+            try:
+                await self._issuing.resume(node)
+                await self._validating.resume(node)
+                node = None
+                await self._store.prune(datetime.now(UTC) - 2 * self._options.nonce_lifetime, PRUNE_LIMIT)
+            except CaError as error:
+                _log.warning("acme housekeeping waits", error=error.detail)
+            except Exception:  # noqa: BLE001 - logged with its traceback; the loop goes on
+                _log.exception("acme housekeeping waits")
+            await asyncio.sleep(RESUME_SECONDS)
+
+    # --- Routes ---------------------------------------------------------------------------------------------------
+
+    def register(self, application: web.Application) -> None:
+        """Add the routes; entry points come with and without a profile."""
+        add = application.router.add_route
+        for prefix in ("/acme", "/acme/{profile:[a-z0-9][a-z0-9-]{0,62}}"):
+            add("GET", f"{prefix}/directory", self._guarded(self._directory))
+            add("HEAD", f"{prefix}/new-nonce", self._guarded(self._new_nonce))
+            add("GET", f"{prefix}/new-nonce", self._guarded(self._new_nonce))
+            add("POST", f"{prefix}/new-account", self._signed(self._new_account, by_key=True))
+            add("POST", f"{prefix}/new-order", self._signed(self._new_order))
+            add("POST", f"{prefix}/revoke-cert", self._signed(self._revoke, by_key=True))
+        add("POST", "/acme/account/{id}", self._signed(self._account))
+        add("POST", "/acme/account/{id}/orders", self._signed(self._account_orders))
+        add("POST", "/acme/order/{id}", self._signed(self._order))
+        add("POST", "/acme/order/{id}/finalize", self._signed(self._finalize))
+        add("POST", "/acme/authorization/{id}", self._signed(self._authorization))
+        add("POST", "/acme/challenge/{id}", self._signed(self._challenge))
+        add("POST", "/acme/certificate/{id}", self._signed(self._certificate))
+        add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
+
+    def _guarded(self, handler: Handler) -> Handler:
+        """Turn errors into problem documents, and put a nonce on what answers a POST."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            try:
+                answer = await handler(request)
+            except Exception as error:  # noqa: BLE001 - every error has its problem document
+                answer = problem_response(self._problem(request, error))
+            if request.method == "POST":
+                answer.headers["Replay-Nonce"] = self._nonces.issue()
+                answer.headers.setdefault("Cache-Control", "no-store")
+            profile = self._known_profile(request) or self._options.default_profile
+            answer.headers.add("Link", f'<{self._urls.directory(profile)}>;rel="index"')
+            return answer
+
+        return guarded
+
+    def _problem(self, request: web.Request, error: Exception) -> Problem:
+        """The one place where an error becomes a problem document."""
+        if isinstance(error, NonceReplayedError):
+            return problem_of(BadNonceError("the nonce was used before"))
+        if isinstance(error, _BODY_ERRORS):
+            return Problem(ErrorType.MALFORMED, "the body is larger than this server takes", status=413)
+        if isinstance(error, (CaError, JwsError, PayloadError, ContactError, BadNonceError, ProblemError)):
+            return problem_of(error)
+        _log.exception("request failed", path=request.path, exc_info=error)
+        return internal_problem()
+
+    def _signed(self, answer: Answer, *, by_key: bool = False) -> Handler:
+        """A handler for signed POSTs: checks the request, answers, and sees that its nonce is used up."""
+
+        async def signed(request: web.Request) -> web.StreamResponse:
+            profile = self._profile(request)
+            try:
+                exchange = await self._door.open(request, profile, by_key=by_key)
+            except (JwsError, CaError, ProblemError) as error:
+                await self._record_refused(request, profile, error)
+                raise
+            try:
+                response = await answer(request, exchange)
+            except NonceReplayedError:
+                raise
+            except Exception:
+                # A request that failed has used its nonce up all the same; a replay is told so first.
+                await self._door.close(exchange)
+                raise
+            await self._door.close(exchange)
+            return response
+
+        return self._guarded(signed)
+
+    async def _record_refused(self, request: web.Request, profile: str, error: Exception) -> None:
+        """Put a request that was not let in on record: who it claims to be is not known."""
+        problem = self._problem(request, error)
+        _log.info("acme request refused", problem=problem.type.value, detail=problem.detail, remote=request.remote)
+        if problem.type in {ErrorType.UNAUTHORIZED, ErrorType.BAD_SIGNATURE_ALGORITHM, ErrorType.BAD_PUBLIC_KEY}:
+            event = self._events.make(
+                EventType.ACCESS_REFUSED,
+                outcome=Outcome.DENIED,
+                source=request.remote,
+                profile=profile,
+                object=request.path[:200],
+                reason=problem.detail,
+                rule=f"jws.{problem.type.value}",
+            )
+            await self._store.record([event], None)
+
+    def _known_profile(self, request: web.Request) -> str | None:
+        """The profile of an entry point, where it is one for ACME; `default` is the configured default."""
+        name = request.match_info.get("profile", DEFAULT)
+        if name == DEFAULT:
+            name = self._options.default_profile
+        profile = self._profiles.get(name)
+        return name if profile is not None and Protocol.ACME in profile.frontends else None
+
+    def _profile(self, request: web.Request) -> str:
+        if "id" in request.match_info:
+            return self._options.default_profile  # resources have no profile
+        name = self._known_profile(request)
+        if name is None:
+            raise ProblemError(Problem(ErrorType.MALFORMED, "there is no such profile", status=404))
+        return name
+
+    # --- Unsigned -------------------------------------------------------------------------------------------------
+
+    async def _directory(self, request: web.Request) -> web.Response:
+        """GET the directory (RFC 8555 section 7.1.1): what stands in it works."""
+        profile = self._profile(request)
+        meta: dict[str, Any] = {}
+        if self._options.terms_of_service:
+            meta["termsOfService"] = self._options.terms_of_service
+        if self._options.website:
+            meta["website"] = self._options.website
+        if self._options.caa_identities:
+            meta["caaIdentities"] = list(self._options.caa_identities)
+        if self._options.require_eab:
+            meta["externalAccountRequired"] = True
+        directory = {
+            "newNonce": self._urls.entry("new-nonce", profile),
+            "newAccount": self._urls.entry("new-account", profile),
+            "newOrder": self._urls.entry("new-order", profile),
+            "revokeCert": self._urls.entry("revoke-cert", profile),
+            "meta": meta,
+        }
+        return _json(directory, headers={"Cache-Control": "public, max-age=60"})
+
+    async def _new_nonce(self, request: web.Request) -> web.Response:
+        """HEAD or GET a nonce (RFC 8555 section 7.2); writes nothing."""
+        self._profile(request)
+        return web.Response(
+            status=200 if request.method == "HEAD" else 204,
+            headers={"Replay-Nonce": self._nonces.issue(), "Cache-Control": "no-store"},
+        )
+
+    async def _nowhere(self, request: web.Request) -> web.Response:
+        allowed = await self._allowed_methods(request)
+        if allowed:
+            problem = Problem(ErrorType.MALFORMED, f"{request.method} is not for this URL; use {allowed}", status=405)
+            answer = problem_response(problem)
+            answer.headers["Allow"] = allowed
+            return answer
+        return problem_response(Problem(ErrorType.MALFORMED, "there is nothing at this URL", status=404))
+
+    async def _allowed_methods(self, request: web.Request) -> str:
+        """The methods of the other routes of this path."""
+        methods = set()
+        for resource in request.app.router.resources():
+            if resource.canonical == "/acme/{rest}":
+                continue
+            for route in resource:
+                match, _ = await resource.resolve(request.clone(method=route.method))
+                if match is not None:
+                    methods.add(route.method)
+        return ", ".join(sorted(methods))
+
+    # --- Signed ---------------------------------------------------------------------------------------------------
+
+    async def _new_account(self, _request: web.Request, exchange: Exchange) -> web.Response:
+        found = await self._accounts.create(exchange)
+        return _json(
+            self._accounts.render(found.account),
+            status=201 if found.created else 200,
+            headers={"Location": self._urls.account(found.account.id)},
+        )
+
+    def _check_own(self, request: web.Request, exchange: Exchange) -> None:
+        if request.match_info["id"] != exchange.own_account.id:
+            raise ProblemError(Problem(ErrorType.UNAUTHORIZED, "this is another account's URL"))
+
+    async def _account(self, request: web.Request, exchange: Exchange) -> web.Response:
+        self._check_own(request, exchange)
+        account = await self._accounts.change(exchange)
+        return _json(self._accounts.render(account), headers={"Location": self._urls.account(account.id)})
+
+    async def _account_orders(self, request: web.Request, exchange: Exchange) -> web.Response:
+        self._check_own(request, exchange)
+        page = await self._accounts.orders(exchange.own_account, request.query.get("after"))
+        answer = _json({"orders": [self._urls.order(order_id) for order_id in page.ids]})
+        if page.next_after is not None:
+            url = f"{self._urls.account_orders(exchange.own_account.id)}?after={page.next_after}"
+            answer.headers.add("Link", f'<{url}>;rel="next"')
+        return answer
+
+    async def _new_order(self, _request: web.Request, exchange: Exchange) -> web.Response:
+        return self._show_order(await self._orders.create(exchange), exchange.now, status=201)
+
+    async def _order(self, request: web.Request, exchange: Exchange) -> web.Response:
+        return self._show_order(await self._orders.find(exchange, request.match_info["id"]), exchange.now)
+
+    async def _finalize(self, request: web.Request, exchange: Exchange) -> web.Response:
+        order = await self._orders.finalize(exchange, request.match_info["id"])
+        return self._show_order(order, exchange.now)
+
+    def _show_order(self, order: Order, now: datetime, status: int = 200) -> web.Response:
+        answer = _json(self._orders.render(order, now), status=status, headers={"Location": self._urls.order(order.id)})
+        if order.status_at(now) is OrderStatus.PROCESSING:
+            answer.headers["Retry-After"] = str(retry_after(order, datetime.now(UTC)))
+        return answer
+
+    async def _authorization(self, request: web.Request, exchange: Exchange) -> web.Response:
+        found = await self._authorizations.show(exchange, request.match_info["id"])
+        answer = _json(self._authorizations.render(found, exchange.now))
+        if found.status_at(exchange.now) is AuthorizationStatus.PENDING:
+            answer.headers["Retry-After"] = RETRY_AFTER
+        return answer
+
+    async def _challenge(self, request: web.Request, exchange: Exchange) -> web.Response:
+        challenge, authorization = await self._authorizations.respond(exchange, request.match_info["id"])
+        answer = _json(self._authorizations.render_challenge(challenge))
+        answer.headers.add("Link", f'<{self._urls.authorization(authorization.id)}>;rel="up"')
+        if challenge.status is ChallengeStatus.PROCESSING:
+            answer.headers["Retry-After"] = RETRY_AFTER
+        return answer
+
+    async def _certificate(self, request: web.Request, exchange: Exchange) -> web.Response:
+        order = await self._orders.find(exchange, request.match_info["id"])
+        if order.certificate is None:
+            raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, "the order has no certificate", status=404))
+        return web.Response(body=pem_chain(order.certificate), content_type="application/pem-certificate-chain")
+
+    async def _revoke(self, _request: web.Request, exchange: Exchange) -> web.Response:
+        await self._revocations.revoke(exchange)
+        return web.Response(status=200)
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
+    )

@@ -1,0 +1,165 @@
+"""HTTP views of the status front-end. OCSP goes to the core; CRLs and CA certificates come from the database."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from hashlib import sha256
+
+import structlog
+from aiohttp import web
+
+from ca_server.core.ports import CorePort, IssuerStore, OcspAnswer, OcspQuery, RevocationStore
+from ca_server.domain.certificates import Crl, IssuerKey
+from ca_server.domain.errors import CaError
+from protocols.status.wire import IssuerPath, MalformedPathError, decode_get_path, parse_issuer_path
+
+_log = structlog.get_logger()
+
+MAX_OCSP_REQUEST = 16_384
+FRESH_SECONDS = 1.0
+"""How long a front may answer from what it read last: the bound on how late it shows a new CRL."""
+MAX_AGE = 300
+_TRY_LATER = bytes.fromhex("30030a0103")
+_MALFORMED = bytes.fromhex("30030a0101")
+
+
+class StatusFrontEnd:
+    """OCSP responder, CRL distribution points and caIssuers.
+
+    `_crls` and `_keys` have what was read last, so that status goes on while the database is away.
+    """
+
+    def __init__(
+        self,
+        *,
+        core: CorePort,
+        revocation: RevocationStore,
+        issuers: IssuerStore,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._core = core
+        self._revocation = revocation
+        self._issuers = issuers
+        self._clock = clock
+        self._crls: dict[IssuerPath, tuple[float, Crl]] = {}
+        self._keys: dict[tuple[str, int | None], IssuerKey] = {}
+
+    def register(self, application: web.Application) -> None:
+        """Add the routes."""
+        application.router.add_post("/ocsp", self.ocsp_post)
+        application.router.add_get("/ocsp/{request:.*}", self.ocsp_get)
+        application.router.add_post("/ocsp/", self.ocsp_post)
+        application.router.add_get("/crl/{name}", self.crl)
+        application.router.add_get("/issuer/{name}", self.ca_certificate)
+
+    async def ocsp_post(self, request: web.Request) -> web.Response:
+        """POST with a DER body (RFC 6960 appendix A.1)."""
+        if request.content_type != "application/ocsp-request":
+            return web.Response(status=415, text="send application/ocsp-request\n")
+        if (request.content_length or 0) > MAX_OCSP_REQUEST:
+            return self._ocsp_error(_MALFORMED)
+        return await self._ocsp(await request.read(), request)
+
+    async def ocsp_get(self, request: web.Request) -> web.Response:
+        """GET with the request in the path, read raw: a router that decodes or merges slashes would break it."""
+        try:
+            der = decode_get_path(request.raw_path.partition("?")[0], "/ocsp/")
+        except MalformedPathError:
+            return self._ocsp_error(_MALFORMED)
+        return await self._ocsp(der, request)
+
+    async def _ocsp(self, der: bytes, request: web.Request) -> web.Response:
+        try:
+            answer = await self._core.respond_ocsp(OcspQuery(der, request.remote))
+        except CaError as error:
+            _log.warning("ocsp not answered", error=error.detail)
+            return self._ocsp_error(_TRY_LATER)
+        response = web.Response(body=answer.response_der, content_type="application/ocsp-response")
+        self._cache_headers(response, answer)
+        return response
+
+    def _ocsp_error(self, der: bytes) -> web.Response:
+        return web.Response(body=der, content_type="application/ocsp-response", headers={"Cache-Control": "no-store"})
+
+    def _cache_headers(self, response: web.Response, answer: OcspAnswer) -> None:
+        """HTTP caching of RFC 5019 section 6, for settled answers without a nonce."""
+        if not answer.cacheable or answer.next_update is None or answer.this_update is None:
+            response.headers["Cache-Control"] = "no-store"
+            return
+        self._caching(response, answer.response_der, answer.this_update, answer.next_update)
+
+    def _caching(self, response: web.Response, body: bytes, this_update: datetime, next_update: datetime) -> None:
+        left = max(0, int((next_update - self._clock()).total_seconds()) - 1)
+        response.headers["Cache-Control"] = f"max-age={min(left, MAX_AGE)}, public, no-transform, must-revalidate"
+        response.headers["Expires"] = format_datetime(next_update, usegmt=True)
+        response.headers["Last-Modified"] = format_datetime(this_update, usegmt=True)
+        response.headers["ETag"] = f'"{sha256(body).hexdigest()}"'
+
+    async def crl(self, request: web.Request) -> web.Response:
+        """GET a CRL by issuer, key generation and partition; `ISSUER.crl` is the newest key's."""
+        try:
+            path = parse_issuer_path(request.match_info["name"], ".crl")
+        except MalformedPathError:
+            return web.Response(status=404, text="there is no such CRL\n")
+        crl = await self._latest(path)
+        if crl is None:
+            return web.Response(status=404, text="there is no such CRL\n")
+        if crl.next_update <= self._clock():
+            return web.Response(
+                status=503, text="the CRL has expired and no new one could be signed\n", headers={"Retry-After": "30"}
+            )
+        etag = f'"{sha256(crl.der).hexdigest()}"'
+        if etag in request.headers.get("If-None-Match", "").replace(" ", "").split(","):
+            response = web.Response(status=304)
+        else:
+            response = web.Response(body=crl.der, content_type="application/pkix-crl")
+        self._caching(response, crl.der, crl.this_update, crl.next_update)
+        return response
+
+    async def _latest(self, path: IssuerPath) -> Crl | None:
+        now = time.monotonic()
+        known = self._crls.get(path)
+        if known is not None and now - known[0] < FRESH_SECONDS:
+            return known[1]
+        try:
+            key = await self._key(path.issuer, path.generation)
+            crl = None if key is None else await self._revocation.latest_crl(path.issuer, key.id, path.partition)
+        except CaError as error:
+            if known is None:
+                raise
+            _log.warning("crl served from memory", issuer=path.issuer, error=error.detail)
+            return known[1]
+        if crl is not None:
+            self._crls[path] = (now, crl)
+        return crl
+
+    async def _key(self, issuer: str, generation: int | None) -> IssuerKey | None:
+        """A key generation of an issuer; generations never change, so those once read are kept."""
+        known = self._keys.get((issuer, generation))
+        if known is not None and generation is not None:
+            return known
+        keys = await self._issuers.issuer_keys(issuer)
+        for key in keys:
+            if generation in {None, key.generation}:
+                self._keys[issuer, generation] = key
+                return key
+        return None
+
+    async def ca_certificate(self, request: web.Request) -> web.Response:
+        """GET a CA certificate in DER (RFC 5280 section 4.2.2.1, caIssuers)."""
+        try:
+            path = parse_issuer_path(request.match_info["name"], ".cer")
+        except MalformedPathError:
+            return web.Response(status=404, text="there is no such issuer\n")
+        try:
+            key = await self._key(path.issuer, path.generation)
+        except CaError:
+            key = self._keys.get((path.issuer, path.generation))
+        if key is None:
+            return web.Response(status=404, text="there is no such issuer\n")
+        return web.Response(
+            body=key.certificate_der,
+            content_type="application/pkix-cert",
+            headers={"Cache-Control": f"max-age={MAX_AGE}, public"},
+        )
