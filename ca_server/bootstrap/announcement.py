@@ -1,0 +1,29 @@
+"""What a started server tells the person who started it."""
+
+from ca_server.settings import Home, Settings
+
+
+def announcement(home: Home, settings: Settings) -> str:
+    """Where everything is, and what to do next."""
+    issuing = next((name for name, issuer in settings.issuers.items() if issuer.parent), "issuing")
+    root = next((name for name, issuer in settings.issuers.items() if not issuer.parent), "root")
+    https, http = settings.https_url, settings.http_url
+    command = f"ca-server issuer export {root} --home {home.path} > root.pem"
+    return "\n".join(
+        (
+            "",
+            f"ca-server is ready; home {home.path}",
+            f"  ACME directory    {https}/acme/directory",
+            f"  CRL               {http}/crl/{issuing}.crl  (root: {http}/crl/{root}.crl)",
+            f"  OCSP              {http}/ocsp",
+            f"  Root certificate  {http}/issuer/{root}.cer  or  {command}",
+            f"  Health            {http}/readyz   Metrics  {http}/metrics",
+            "",
+            f"  Get a certificate (the name must lead here, port {settings.acme.http_01_port} must be free):",
+            f"    {command}",
+            f"    REQUESTS_CA_BUNDLE=root.pem certbot certonly --standalone --server {https}/acme/directory \\",
+            "      --agree-tos --register-unsafely-without-email -d host.example.test",
+            "",
+            "",
+        )
+    )

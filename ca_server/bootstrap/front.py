@@ -1,0 +1,205 @@
+"""Composes a front: the front-ends of each listener over the core's port."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+
+import structlog
+
+from ca_server.bootstrap import metrics
+from ca_server.bootstrap.names import listener_identifiers
+from ca_server.bootstrap.profiles import load_profiles
+from ca_server.bootstrap.stores import Stores, open_stores
+from ca_server.bootstrap.version import SOFTWARE
+from ca_server.core.audit import EventFactory
+from ca_server.core.ports import CorePort, Hello, Welcome
+from ca_server.core.profiles import ProfileBook
+from ca_server.core.service import LISTENER, PORT_VERSION
+from ca_server.domain.certificates import IssuedCertificate
+from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester
+from ca_server.domain.errors import CaError
+from ca_server.settings import Home, ListenerSettings, Settings
+from ca_server.store.acme import SqlAcmeStore
+from ca_server.web.application import Registrar, create_application
+from ca_server.web.health import health_routes, metrics_routes
+from ca_server.web.listener import serve_listener
+from ca_server.web.options import WebOptions
+from ca_server.web.tls import ListenerTls
+from protocols.acme.options import AcmeOptions
+from protocols.acme.validation import ValidationPolicy
+from protocols.acme.views import AcmeFrontEnd
+from protocols.status.views import StatusFrontEnd
+
+_log = structlog.get_logger()
+
+_HELLO_ATTEMPTS = 60
+
+
+class FrontRuntime:
+    """A front at work."""
+
+    def __init__(self, home: Home, settings: Settings, book: ProfileBook) -> None:
+        self._home = home
+        self._settings = settings
+        self._book = book
+
+    async def reload(self) -> None:
+        """Read the profiles again. ConfigurationError where they are wrong; the old ones stay."""
+        self._book.replace(load_profiles(self._home, self._settings))
+
+
+@asynccontextmanager
+async def front_at_work(
+    home: Home,
+    settings: Settings,
+    core: CorePort,
+    sockets: Mapping[str, tuple[socket.socket, ...]],
+    *,
+    process: str,
+) -> AsyncIterator[FrontRuntime]:
+    """Serve the listeners for as long as this holds, then drain them.
+
+    Order of the drain: listeners stop accepting and finish what they began, then the front-ends finish their work in
+    the background, then the database closes.
+    """
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(home, settings))
+        welcome = await _hello(core, process)
+        book = ProfileBook(stores.profiles, load_profiles(home, settings))
+        events = EventFactory(
+            node=welcome.node,
+            process=process,
+            software=SOFTWARE,
+            configuration=settings.hash,
+            tenant=settings.server.tenant,
+        )
+        registrars = await _front_ends(settings, core, stores, book, events, welcome, stack)
+        tls = await _tls(home, settings, core, stack)
+        for name, listener in settings.listeners.items():
+            options = _web_options(settings, listener)
+            application = create_application(name, options, [registrars[each] for each in listener.serves])
+            context = tls.context if listener.tls and tls is not None else None
+            runner = await serve_listener(application, sockets[name], context, options)
+            stack.push_async_callback(runner.close)
+        yield FrontRuntime(home, settings, book)
+
+
+async def _hello(core: CorePort, process: str) -> Welcome:
+    """Introduce this front; the core may still be starting."""
+    for attempt in range(_HELLO_ATTEMPTS):
+        try:
+            return await core.hello(Hello(process, PORT_VERSION))
+        except CaError as error:
+            if error.retry_after is None or attempt == _HELLO_ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(0.5)
+    raise AssertionError("unreachable")
+
+
+async def _front_ends(
+    settings: Settings,
+    core: CorePort,
+    stores: Stores,
+    book: ProfileBook,
+    events: EventFactory,
+    welcome: Welcome,
+    stack: AsyncExitStack,
+) -> dict[str, Registrar]:
+    """The front-ends that some listener serves, started."""
+    wanted = {each for listener in settings.listeners.values() for each in listener.serves}
+    networks = tuple(ipaddress.ip_network(network) for network in settings.metrics.allow_from)
+    registrars: dict[str, Registrar] = {
+        "health": health_routes(core),
+        "metrics": metrics_routes(networks),
+        "status": StatusFrontEnd(core=core, revocation=stores.revocation, issuers=stores.issuers).register,
+    }
+    if "acme" in wanted:
+        acme = AcmeFrontEnd(
+            options=_acme_options(settings),
+            store=SqlAcmeStore(stores.database, settings.server.tenant),
+            core=core,
+            profiles=book,
+            events=events,
+            nonce_key=welcome.nonce_key,
+            observe_validation=metrics.validation,
+        )
+        await acme.start()
+        stack.push_async_callback(acme.stop)
+        registrars["acme"] = acme.register
+    return registrars
+
+
+def _acme_options(settings: Settings) -> AcmeOptions:
+    acme = settings.acme
+    return AcmeOptions(
+        external_url=settings.https_url,
+        validation=ValidationPolicy(
+            http_01_port=acme.http_01_port,
+            allowed_networks=tuple(ipaddress.ip_network(network) for network in acme.allowed_networks),
+            denied_networks=tuple(ipaddress.ip_network(network) for network in acme.denied_networks),
+            redirect_ports=acme.redirect_ports,
+            timeout=acme.validation_timeout,
+            nameservers=settings.dns.nameservers,
+            dns_timeout=settings.dns.timeout,
+        ),
+        default_profile=settings.policy.default_profile,
+        tenant=settings.server.tenant,
+        finalize_wait=acme.finalize_wait,
+        require_eab=acme.require_eab,
+        terms_of_service=acme.terms_of_service,
+        website=acme.website,
+        caa_identities=acme.caa_identities,
+        order_lifetime=timedelta(seconds=acme.order_lifetime),
+        authorization_lifetime=timedelta(seconds=acme.authorization_lifetime),
+        nonce_lifetime=timedelta(seconds=acme.nonce_lifetime),
+        validation_attempts=acme.validation_attempts,
+        validation_concurrency=acme.validation_concurrency,
+        max_identifiers=acme.max_identifiers,
+        max_open_orders=acme.max_open_orders,
+    )
+
+
+def _web_options(settings: Settings, listener: ListenerSettings) -> WebOptions:
+    return WebOptions(
+        max_body=listener.max_body,
+        header_seconds=listener.header_seconds,
+        request_seconds=listener.request_seconds,
+        keepalive_seconds=listener.keepalive_seconds,
+        max_concurrent=listener.max_concurrent_requests,
+        max_connections=listener.max_connections,
+        drain_seconds=settings.processes.drain_seconds,
+    )
+
+
+async def _tls(home: Home, settings: Settings, core: CorePort, stack: AsyncExitStack) -> ListenerTls | None:
+    """The TLS certificate of the listeners, issued by this CA and renewed in the background."""
+    if not any(listener.tls for listener in settings.listeners.values()):
+        return None
+    names = listener_identifiers(settings)
+
+    async def issue(csr_der: bytes) -> IssuedCertificate:
+        return await core.issue(
+            EnrollmentRequest(
+                requester=Requester(Protocol.INTERNAL, LISTENER, "core-port", settings.server.tenant),
+                profile=LISTENER,
+                csr_der=csr_der,
+                identifiers=names,
+                transaction_key=sha256(csr_der).hexdigest(),
+                request_id=f"tls-{datetime.now(UTC):%Y%m%d%H%M%S}",
+            )
+        )
+
+    tls = ListenerTls(home.tls / "listener.pem", names)
+    await tls.ensure(issue)
+    renewal = asyncio.create_task(tls.run(issue), name="tls renewal")
+
+    async def stop() -> None:
+        renewal.cancel()
+        await asyncio.gather(renewal, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+    return tls

@@ -1,0 +1,59 @@
+"""Hands what the core and the adapters observe to the metrics."""
+
+from ca_server import telemetry
+from ca_server.domain.certificates import Crl
+
+
+def stage(name: str, seconds: float) -> None:
+    """Time of one stage of the pipeline."""
+    telemetry.ISSUANCE_STAGE_SECONDS.labels(name).observe(seconds)
+
+
+def issuance(protocol: str, profile: str, outcome: str) -> None:
+    """One enrollment request by how it ended."""
+    telemetry.ISSUANCE.labels(protocol, profile, outcome).inc()
+
+
+def revocation(reason: str, outcome: str) -> None:
+    """One revocation by how it ended."""
+    telemetry.REVOCATIONS.labels(reason, outcome).inc()
+
+
+def crl(published: Crl) -> None:
+    """The CRL that stands."""
+    telemetry.CRL_NUMBER.labels(published.issuer).set(published.number)
+    telemetry.CRL_PUBLISHED_TIME.labels(published.issuer).set(published.this_update.timestamp())
+    telemetry.CRL_NEXT_UPDATE_TIME.labels(published.issuer).set(published.next_update.timestamp())
+
+
+def ocsp(_issuer: str, outcome: str) -> None:
+    """One OCSP answer."""
+    telemetry.OCSP_ANSWERS.labels(outcome).inc()
+
+
+def token(operation: str, outcome: str, seconds: float) -> None:
+    """One operation of the token."""
+    telemetry.HSM_OPERATION_SECONDS.labels(operation).observe(seconds)
+    telemetry.HSM_OPERATIONS.labels(operation, outcome).inc()
+
+
+def token_up(*, up: bool) -> None:
+    """Whether the token answered the last probe."""
+    telemetry.TOKEN_UP.set(1 if up else 0)
+
+
+def audit(lag_seconds: float, size: int) -> None:
+    """How far the tree of the audit log is behind, and how large it is."""
+    telemetry.AUDIT_LAG_SECONDS.set(lag_seconds)
+    telemetry.AUDIT_TREE_SIZE.set(size)
+
+
+def validation(kind: str, outcome: str) -> None:
+    """One challenge validation."""
+    telemetry.ACME_VALIDATIONS.labels(kind, outcome).inc()
+
+
+def database(_operation: str, seconds: float, units: int) -> None:
+    """One commit of the database's writer with its batch."""
+    telemetry.DB_COMMIT_SECONDS.observe(seconds)
+    telemetry.DB_COMMIT_UNITS.observe(units)

@@ -1,0 +1,40 @@
+"""The operator's way in: the admin socket of a running core, or the core itself while the server is stopped."""
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ca_server.bootstrap.core import CoreRuntime
+from ca_server.bootstrap.users import become_core, resolve_users
+from ca_server.core.ports import AdminPort
+from ca_server.rpc.admin import RpcAdminPort
+from ca_server.settings import Home, Settings
+
+
+def is_running(home: Home) -> bool:
+    """Whether a core listens on the admin socket of this home. PermissionError for other users than its owner."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(home.admin_socket))
+        except (FileNotFoundError, ConnectionRefusedError):
+            home.core.stat()  # a closed folder raises here
+            return False
+    return True
+
+
+@asynccontextmanager
+async def open_admin(home: Home, settings: Settings) -> AsyncIterator[AdminPort]:
+    """Reach the running core, or take the home's lock and be the core for one command."""
+    if is_running(home):
+        port = RpcAdminPort.at(home.admin_socket)
+        try:
+            yield port
+        finally:
+            await port.close()
+        return
+    actor = f"uid:{os.getuid()}"
+    become_core(resolve_users(settings.processes, str(home.configuration)))
+    async with CoreRuntime.open(home, settings, process="cli") as core:
+        await core.settle_in()
+        yield core.admin(lambda: actor)

@@ -1,0 +1,31 @@
+"""Reads the profiles of a home."""
+
+from ca_server.domain.errors import ConfigurationError
+from ca_server.domain.profiles import Profile, load_profile
+from ca_server.settings import Home, Settings
+
+
+def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
+    """Read and validate every profile. ConfigurationError names file, key, value and remedy."""
+    profiles = {}
+    try:
+        files = sorted(home.profiles.glob("*.toml"))
+    except OSError as error:
+        raise ConfigurationError(str(home.profiles), "profiles", None, f"can't be read: {error}") from None
+    for file in files:
+        try:
+            text = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(str(file), "file", None, f"can't be read: {error}") from None
+        profile = load_profile(file.stem, text, where=str(file), extra_domains=settings.policy.extra_domains)
+        if profile.issuer not in settings.issuers:
+            raise ConfigurationError(
+                str(file), "issuer", profile.issuer, f"no such issuer; known: {', '.join(sorted(settings.issuers))}"
+            )
+        profiles[file.stem] = profile
+    for needed in (settings.policy.default_profile, "listener", "ocsp-responder"):
+        if needed not in profiles:
+            raise ConfigurationError(
+                str(home.profiles), f"{needed}.toml", None, "this profile is missing; put it back, or choose another"
+            )
+    return profiles

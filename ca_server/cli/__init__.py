@@ -1,0 +1,1 @@
+"""The `ca-server` command: one file per noun."""

@@ -1,0 +1,164 @@
+"""`ca-server audit`: read the log, take it out, and check that nobody altered it."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from ca_server.bootstrap.logkey import read_log_keys
+from ca_server.bootstrap.stores import open_stores
+from ca_server.cli.common import (
+    DEFAULT_HOME,
+    HomeOption,
+    JsonOption,
+    SetOption,
+    open_settings,
+    print_json,
+    print_table,
+    run,
+)
+from ca_server.core.audit import leaf_members
+from ca_server.core.audit.findings import VerificationReport
+from ca_server.core.audit.reading import LoggedEvent
+from ca_server.core.audit.verify import verify as verify_log
+from ca_server.domain.audit import EventType
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.anchor import FileAnchor
+
+app = typer.Typer(help="Verify, follow and export the audit log.", no_args_is_help=True)
+_FOLLOW_SECONDS = 1.0
+
+
+@app.command("verify")
+def verify(
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    key: Annotated[
+        Path | None, typer.Option(help="PEM file with the log's public key(s); default log-key.pem in the home.")
+    ] = None,
+    anchor: Annotated[Path | None, typer.Option(help="The anchor's file; default as configured.")] = None,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that a new event may be without a leaf.")] = 10.0,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Recompute the whole log and hold certificates, revocations and reservations against it.
+
+    Exit code 0 where nothing is wrong, 1 where something is: each finding says what was done, and where. Works on a
+    stopped server and beside a running one.
+    """
+
+    async def work() -> VerificationReport:
+        place, effective = open_settings(home, settings)
+        keys = read_log_keys(key or place.log_key)
+        path = anchor or (Path(effective.audit.anchor) if effective.audit.anchor else place.anchor)
+        async with open_stores(place, effective) as stores:
+            return await verify_log(stores.audit, keys, anchor=FileAnchor(path), grace=timedelta(seconds=grace))
+
+    report = run(work())
+    if json:
+        print_json({**msgspec.to_builtins(report, builtin_types=(bytes,)), "ok": report.ok, "root": report.root.hex()})
+    else:
+        for finding in report.findings:
+            sys.stdout.write(f"{finding.kind.value}: {finding.where}: {finding.text}\n")
+        if report.omitted:
+            sys.stdout.write(f"... and {report.omitted} more\n")
+        verdict = "the log is whole" if report.ok else "THE LOG WAS ALTERED OR IS INCOMPLETE"
+        sys.stdout.write(
+            f"{verdict}: {report.leaves} leaves, {report.checkpoints} checkpoints, {report.events} events, "
+            f"{report.certificates} certificates, {report.revocations} revocations, {report.intents} reservations; "
+            f"anchored at {report.anchored_size if report.anchored_size is not None else 'nothing'}; "
+            f"root {report.root.hex()}\n"
+        )
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("tail")
+def tail(
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many events.")] = 20,
+    kind: Annotated[str | None, typer.Option("--type", help="Of this type, such as issuance.refused.")] = None,
+    serial: Annotated[str | None, typer.Option(help="About this serial.")] = None,
+    subject: Annotated[str | None, typer.Option("--object", help="About this object, such as acme-order:ID.")] = None,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as events come.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show the newest events, oldest first; with --json one object a line."""
+    wanted = _event_type(kind)
+
+    async def work() -> None:
+        place, effective = open_settings(home, settings)
+        async with open_stores(place, effective) as stores:
+            page = await stores.audit.tail(limit, wanted, serial, subject)
+            _show(page, json=json)
+            after = page[-1].id if page else ""
+            while follow:
+                await asyncio.sleep(_FOLLOW_SECONDS)
+                page = await stores.audit.tail(1000, wanted, serial, subject, after=after)
+                _show(page, json=json)
+                after = page[-1].id if page else after
+
+    run(work())
+
+
+@app.command("export")
+def export(
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    first: Annotated[int, typer.Option("--from", min=0, help="Index of the first leaf.")] = 0,
+    last: Annotated[int | None, typer.Option("--to", min=0, help="Index of the last leaf.")] = None,
+) -> None:
+    """Write events in the order of the tree, one JSON object a line: the bytes of each line are those of its leaf."""
+
+    async def work() -> None:
+        place, effective = open_settings(home, settings)
+        write: Callable[[bytes], Any] = sys.stdout.buffer.write
+        async with open_stores(place, effective) as stores:
+            async for leaf in stores.audit.export(first, last):
+                write(leaf + b"\n")
+
+    run(work())
+
+
+def _event_type(kind: str | None) -> EventType | None:
+    if kind is None:
+        return None
+    try:
+        return EventType(kind)
+    except ValueError:
+        known = ", ".join(each.value for each in EventType)
+        raise CaError(ErrorKind.MALFORMED, f"there is no event type {kind!r}; known: {known}") from None
+
+
+def _show(events: tuple[LoggedEvent, ...], *, json: bool) -> None:
+    if json:
+        for event in events:
+            sys.stdout.buffer.write(event.leaf + b"\n")
+        sys.stdout.buffer.flush()
+        return
+    rows = []
+    for event in events:
+        members = leaf_members(event.leaf)
+        about = members.get("serial") or members.get("object") or ""
+        told = members.get("rule") or ""
+        reason = members.get("reason") or ""
+        rows.append(
+            (
+                event.index if event.index is not None else "pending",
+                members.get("time"),
+                members.get("type"),
+                members.get("outcome"),
+                members.get("actor"),
+                about,
+                f"{told} {reason}".strip(),
+            )
+        )
+    if rows:
+        print_table(("leaf", "time", "event", "outcome", "actor", "about", "rule, reason"), rows)
