@@ -1,0 +1,209 @@
+"""RFC 8555 section 7.3."""
+
+import asyncio
+import base64
+from dataclasses import replace
+
+import pytest
+
+
+async def test_fact_08_new_and_existing(world, new_client):
+    client = new_client(world)
+    created = await client.register(contact=["mailto:admin@a.test"])
+    assert created.status == 201
+    assert created.json["status"] == "valid"
+    assert created.json["contact"] == ["mailto:admin@a.test"]
+    assert created.json["orders"] == f"{client.kid}/orders"
+    again = await client.register(contact=["mailto:other@a.test"])
+    assert (again.status, again.headers["Location"]) == (200, created.headers["Location"])
+    assert again.json["contact"] == ["mailto:admin@a.test"]
+    found = await client.register(onlyReturnExisting=True)
+    assert (found.status, found.headers["Location"]) == (200, created.headers["Location"])
+    assert [event["actor"] for event in await world.audit("account.created")] == [
+        f"acme:{client.kid.rpartition('/')[2]}"
+    ]
+
+
+async def test_fact_08_only_return_existing(world, new_client):
+    client = new_client(world)
+    answer = await client.register(onlyReturnExisting=True)
+    assert (answer.status, answer.problem) == (400, "accountDoesNotExist")
+    assert await world.count("acme_accounts") == 0
+
+
+async def test_one_key_has_one_account(world, new_client):
+    client = new_client(world)
+    url = f"{client.base}/new-account"
+    signed = [await client.jws(url, {}) for _ in range(20)]
+    answers = await asyncio.gather(*(client.send(url, jws) for jws in signed))
+    assert sorted(answer.status for answer in answers) == [200] * 19 + [201]
+    assert len({answer.headers["Location"] for answer in answers}) == 1
+
+
+async def test_fact_09_contacts(world):
+    client = await world.client()
+    assert (await client.post(client.kid, {"contact": ["mailto:a@a.test"]})).json["contact"] == ["mailto:a@a.test"]
+    assert (await client.post(client.kid, {})).json["contact"] == ["mailto:a@a.test"]
+    assert not (await client.post(client.kid, {"contact": []})).json.get("contact")
+    assert not (await client.post(client.kid)).json.get("contact")
+
+
+@pytest.mark.parametrize(
+    ("contact", "problem"),
+    [
+        ("tel:+123", "unsupportedContact"),
+        ("https://a.test", "unsupportedContact"),
+        ("mailto:", "invalidContact"),
+        ("mailto:a", "invalidContact"),
+        ("mailto:a@a.test,b@a.test", "invalidContact"),
+        ("mailto:a@a.test?subject=x", "invalidContact"),
+    ],
+)
+async def test_fact_09_contacts_that_are_refused(world, new_client, contact, problem):
+    client = new_client(world)
+    answer = await client.register(contact=[contact])
+    assert (answer.status, answer.problem) == (400, problem)
+    assert await world.count("acme_accounts") == 0
+
+
+async def test_too_many_contacts(world, new_client):
+    answer = await new_client(world).register(contact=[f"mailto:{n}@a.test" for n in range(50)])
+    assert answer.status == 400
+
+
+async def test_terms_of_service(world, new_client, external):
+    await world.serve(replace(world.options, terms_of_service="https://ca.example.test/terms"))
+    directory = (await world.send("GET", f"{external}/acme/directory")).json
+    assert directory["meta"]["termsOfService"] == "https://ca.example.test/terms"
+    client = new_client(world)
+    assert (await client.register(termsOfServiceAgreed=False)).problem == "userActionRequired"
+    assert (await client.register()).json["termsOfServiceAgreed"] is True
+
+
+async def test_weak_account_keys(world, new_client, new_key):
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = new_key("RS256")
+    key.private = rsa.generate_private_key(65537, 1024)
+    public = key.private.public_key().public_numbers()
+    key.jwk["n"] = base64.urlsafe_b64encode(public.n.to_bytes(128, "big")).rstrip(b"=").decode()
+    answer = await new_client(world, key).register()
+    assert (answer.status, answer.problem) == (400, "badPublicKey")
+    point = new_key()
+    point.jwk["y"] = point.jwk["x"]
+    assert (await new_client(world, point).register()).problem == "badPublicKey"
+
+
+async def test_fact_10_a_deactivated_account_can_do_nothing(world, csr):
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    world.resolve("a.test", "b.test")
+    client = await world.client()
+    key = ec.generate_private_key(ec.SECP256R1())
+    (leaf, _) = await client.issue("a.test", csr=csr("a.test", key=key))
+    pending = await client.order("b.test")
+    answer = await client.post(client.kid, {"status": "deactivated"})
+    assert (answer.status, answer.json["status"]) == (200, "deactivated")
+    for url, payload in ((client.kid, None), (f"{client.base}/new-order", {}), (pending.headers["Location"], None)):
+        refused = await client.post(url, payload)
+        assert (refused.status, refused.problem) == (401, "unauthorized")
+    again = await client.register()
+    assert (again.status, again.problem) == (401, "unauthorized")
+    states = await world.query("SELECT status FROM acme_authorizations")
+    assert {row[0] for row in states} == {"deactivated"}
+    assert len(await world.audit("account.deactivated")) == 1
+    revoked = await revoke_with(world, leaf, key)
+    assert revoked.status == 200
+
+
+async def revoke_with(world, certificate, private):
+    """Revoke with the certificate's own key."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    client = type(await world.client())(world)
+    client.key.private = private
+    point = private.public_key().public_numbers()
+    for name in ("x", "y"):
+        octets = getattr(point, name).to_bytes(32, "big")
+        client.key.jwk[name] = base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+    der = base64.urlsafe_b64encode(certificate.public_bytes(Encoding.DER)).rstrip(b"=").decode()
+    return await client.post(f"{client.base}/revoke-cert", {"certificate": der})
+
+
+@pytest.mark.parametrize("alg", ["HS256", "HS384", "HS512"])
+async def test_fact_11_external_account_binding(world, new_client, binding, external, alg):
+    await world.serve(replace(world.options, require_eab=True))
+    directory = (await world.send("GET", f"{external}/acme/directory")).json
+    assert directory["meta"]["externalAccountRequired"] is True
+    client = new_client(world)
+    url = f"{client.base}/new-account"
+    assert (await client.register()).problem == "externalAccountRequired"
+    kid, hmac_key = await world.eab()
+    bound = binding(client.key.jwk, url, kid, hmac_key, alg)
+    created = await client.register(externalAccountBinding=bound)
+    assert created.status == 201
+    assert created.json["externalAccountBinding"] == bound
+    assert (await client.register(externalAccountBinding=bound)).status == 200
+    other = new_client(world)
+    refused = await other.register(externalAccountBinding=binding(other.key.jwk, url, kid, hmac_key))
+    assert refused.problem == "unauthorized", "the key was for one account"
+    assert await world.count("acme_accounts") == 1
+    assert len(await world.audit("eab.used")) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", ["mac", "kid", "url", "jwk", "nonce", "algorithm", "expired", "disabled", "profile", "form"]
+)
+async def test_fact_11_bindings_that_are_refused(world, new_client, new_key, binding, fault):
+    client = new_client(world)
+    url = f"{client.base}/new-account"
+    kid, secret = await world.eab(
+        lifetime_seconds=-1 if fault == "expired" else None, profile="short" if fault == "profile" else None
+    )
+    if fault == "disabled":
+        await world.core.accounts.disable(kid, "uid:0")
+    jws = binding(
+        new_key().jwk if fault == "jwk" else client.key.jwk,
+        f"{url}/" if fault == "url" else url,
+        "nobody" if fault == "kid" else kid,
+        "AAAA" if fault == "mac" else secret,
+        **({"nonce": "AAAA"} if fault == "nonce" else {}),
+    )
+    if fault == "algorithm":
+        jws = await client.jws(url, client.key.jwk)
+    if fault == "form":
+        jws = {"protected": 1}
+    answer = await client.register(externalAccountBinding=jws)
+    assert answer.status in {400, 403}
+    assert answer.problem in {"unauthorized", "malformed", "badSignatureAlgorithm"}
+    assert await world.count("acme_accounts") == 0
+    assert (await world.query("SELECT sum(uses) FROM eab_keys"))[0][0] == 0
+
+
+async def test_fact_11_a_key_for_one_profile_gives_no_other(world, new_client, binding, external):
+    client = new_client(world, profile="short")
+    kid, secret = await world.eab(profile="short")
+    url = f"{external}/acme/short/new-account"
+    assert (await client.register(externalAccountBinding=binding(client.key.jwk, url, kid, secret))).status == 201
+    assert (await client.order("a.short.test")).status == 201
+    client.base = f"{external}/acme"
+    refused = await client.order("a.test")
+    assert (refused.status, refused.problem) == (403, "unauthorized")
+
+
+async def test_accounts_of_others(world):
+    first, second = await world.client(), await world.client()
+    for url in (first.kid, f"{first.kid}/orders"):
+        assert (await second.post(url)).status in {403, 404}
+
+
+async def test_the_list_of_orders_in_pages(world):
+    client = await world.client()
+    made = [(await client.order("a.test")).headers["Location"] for _ in range(130)]
+    found, url = [], f"{client.kid}/orders"
+    while url:
+        page = await client.post(url)
+        found += page.json["orders"]
+        url = next(iter(page.links("next")), None)
+    assert sorted(found) == sorted(made)
+    assert len(set(found)) == 130

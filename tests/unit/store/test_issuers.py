@@ -1,0 +1,149 @@
+"""Issuers, profiles, leases and external account keys."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from ca_server.domain.certificates import Issuer, IssuerKind
+from ca_server.domain.enrollment import Fence
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store import issuers as issuers_module
+from ca_server.store import profiles as profiles_module
+from ca_server.store.coordination import SqlCoordinationStore
+from ca_server.store.database import Database
+from ca_server.store.issuance import SqlIssuanceStore
+from ca_server.store.issuers import SqlIssuerStore
+from ca_server.store.profiles import SqlProfileStore
+
+LEASE = timedelta(seconds=30)
+
+
+def renamed(issuer: Issuer, name: str, **changes: Any) -> Issuer:
+    key = replace(issuer.key, issuer=name, label=f"{name}-1", certificate_der=b"\x30\x02" + name[:2].encode())
+    return replace(issuer, name=name, key=key, **changes)
+
+
+async def test_issuers_come_back_as_created(world: Any) -> None:
+    store = SqlIssuerStore(world.database)
+    root, issuing = await store.issuers()
+    assert (root, issuing) == (world.root, world.issuing)
+    assert (root.kind, root.parent, root.key.chain) == (IssuerKind.ROOT, None, ())
+    assert (issuing.parent, issuing.key.chain) == ("root", (root.key.certificate_der,))
+    assert root.key.id != issuing.key.id
+    assert await store.issuer_keys("issuing") == (issuing.key,)
+    assert await store.issuer_keys("nobody") == ()
+
+
+async def test_the_ca_certificates_are_in_the_inventory(world: Any) -> None:
+    """A root's own certificate under its own new key, an issuing CA's under its parent's."""
+    store, issuance = SqlIssuerStore(world.database), SqlIssuanceStore(world.database)
+    intent = world.intent()
+    own = world.record(replace(intent, issuer="second", issuer_key_id=0, serial="aa"))
+    second = await store.create_issuer(renamed(world.root, "second"), own, [])
+    below = world.record(replace(intent, issuer="second", issuer_key_id=second.key.id, serial="bb"))
+    await store.create_issuer(renamed(world.issuing, "third", parent="second"), below, [])
+    assert await issuance.certificate("second", "aa") == replace(own, issuer_key_id=second.key.id)
+    assert await issuance.certificate("second", "bb") == below
+    taken = world.intent(serial="bb", issuer="second", issuer_key_id=second.key.id)
+    with pytest.raises(CaError, match="serial"):
+        await issuance.reserve(taken, b"c" * 32, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kind"),
+    [
+        ("root", {}, ErrorKind.CONFLICT),
+        ("another", {"parent": "nobody"}, ErrorKind.NOT_FOUND),
+    ],
+)
+async def test_issuers_that_are_refused(world: Any, name: str, changes: dict[str, Any], kind: ErrorKind) -> None:
+    with pytest.raises(CaError) as refused:
+        await SqlIssuerStore(world.database).create_issuer(renamed(world.root, name, **changes), None, [])
+    assert refused.value.kind is kind
+    assert len(await SqlIssuerStore(world.database).issuers()) == 2
+
+
+async def test_a_label_names_one_key(world: Any) -> None:
+    another = renamed(world.root, "another")
+    another = replace(another, key=replace(another.key, label=world.root.key.label))
+    with pytest.raises(CaError) as refused:
+        await SqlIssuerStore(world.database).create_issuer(another, None, [])
+    assert refused.value.kind is ErrorKind.CONFLICT
+
+
+async def test_no_event_no_issuer(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_connection: object, _events: object) -> None:
+        raise CaError(ErrorKind.INTERNAL, "no event")
+
+    monkeypatch.setattr(issuers_module, "insert_events", broken)
+    with pytest.raises(CaError, match="no event"):
+        await SqlIssuerStore(world.database).create_issuer(renamed(world.root, "new"), None, [])
+    assert len(await SqlIssuerStore(world.database).issuers()) == 2
+
+
+async def test_profiles_are_kept_by_content(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(profiles_module, "insert_events", lambda _connection, events: given.extend(events))
+    store = SqlProfileStore(database)
+    assert await store.save_profile("default", "h1", b"body", ["first"])
+    assert not await store.save_profile("renamed", "h1", b"body", ["second"])
+    assert await store.save_profile("default", "h2", b"changed", ["third"])
+    assert given == ["first", "third"]
+    assert await store.profile_body("h1") == ("default", b"body")
+    assert await store.profile_body("h2") == ("default", b"changed")
+    assert await store.profile_body("h3") is None
+    assert await SqlProfileStore(database, "other").profile_body("h1") is None
+
+
+async def test_a_boot_fences_off_earlier_ones(world: Any) -> None:
+    store = SqlCoordinationStore(world.database)
+    assert world.fence == Fence("node", 1)
+    assert await store.heartbeat(world.fence, world.now, LEASE)
+    second = await store.begin_boot("node", world.now, LEASE)
+    assert second == Fence("node", 2)
+    assert not await store.heartbeat(world.fence, world.now, LEASE)
+    assert await store.heartbeat(second, world.now, LEASE)
+    assert await store.begin_boot("other", world.now, LEASE) == Fence("other", 1)
+    assert not await store.heartbeat(Fence("nobody", 1), world.now, LEASE)
+
+
+async def test_leases(world: Any) -> None:
+    store = SqlCoordinationStore(world.database)
+    first = await store.acquire_lease("sequencer", "a", world.now, LEASE)
+    assert first is not None
+    assert (first.holder, first.fence, first.expires_at) == ("a", 1, world.now + LEASE)
+    assert await store.acquire_lease("sequencer", "b", world.now + LEASE / 2, LEASE) is None
+    prolonged = await store.acquire_lease("sequencer", "a", world.now + LEASE / 2, LEASE)
+    assert prolonged is not None
+    assert prolonged.fence == 1
+    assert await store.acquire_lease("sequencer", "b", world.now + LEASE, LEASE) is None
+    taken = await store.acquire_lease("sequencer", "b", world.now + LEASE * 2, LEASE)
+    assert taken is not None
+    assert taken.fence == 2
+    await store.release_lease(first)  # it is b's by now
+    assert await store.acquire_lease("sequencer", "a", world.now + LEASE * 2, LEASE) is None
+    await store.release_lease(taken)
+    again = await store.acquire_lease("sequencer", "a", world.now, LEASE)
+    assert again is not None
+    assert again.fence == 3
+    assert (await store.acquire_lease("jobs", "b", world.now, LEASE)) is not None
+
+
+async def test_of_many_who_want_a_lease_one_has_it(world: Any, url: str) -> None:
+    other = await Database.open(url)
+    stores = [SqlCoordinationStore(world.database), SqlCoordinationStore(other)]
+    tries = [stores[n % 2].acquire_lease("one", f"holder-{n}", world.now, LEASE) for n in range(10)]
+    leases = await asyncio.gather(*tries)
+    assert len([lease for lease in leases if lease is not None]) == 1
+    await other.close()
+
+
+async def test_the_first_secret_stands(database: Database) -> None:
+    store = SqlCoordinationStore(database)
+    assert await store.secret("nonce") is None
+    assert await store.save_secret("nonce", b"first") == b"first"
+    assert await store.save_secret("nonce", b"second") == b"first"
+    assert await store.secret("nonce") == b"first"

@@ -1,0 +1,102 @@
+"""Migrations: they make what the tables say, once, whoever calls, and as a whole or not at all."""
+
+import asyncio
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from ca_server import store
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store import migrate as migrate_module
+from ca_server.store.database import Database
+from ca_server.store.metadata import metadata
+from ca_server.store.migrate import SchemaState, head_revision, migrate, schema_state
+
+
+def import_all_tables() -> None:
+    for module in pkgutil.iter_modules(store.__path__):
+        if module.name.endswith("tables"):
+            importlib.import_module(f"ca_server.store.{module.name}")
+
+
+async def test_migrations_agree_with_the_tables(database: Database) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        return list(compare_metadata(context, metadata))
+
+    import_all_tables()
+    assert await database.write(differences) == []
+
+
+async def test_partial_indexes_are_partial(database: Database) -> None:
+    """The comparison above does not look at WHERE."""
+    import_all_tables()
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '%WHERE%'"
+    if database.dialect == "postgresql":
+        query = "SELECT indexname, indexdef FROM pg_indexes WHERE indexdef LIKE '%WHERE%'"
+    names = await database.read(lambda connection: {row[0] for row in connection.execute(text(query))})
+    expected = {
+        index.name
+        for table in metadata.tables.values()
+        for index in table.indexes
+        if index.dialect_options[database.dialect]["where"] is not None
+    }
+    assert "ix_intents_live" in expected
+    assert names == expected
+
+
+async def test_many_may_migrate_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/new.db"
+    assert await schema_state(url) == SchemaState(None, head_revision())
+    assert not (tmp_path / "new.db").exists()
+    await asyncio.gather(*(migrate(url) for _ in range(4)))
+    state = await schema_state(url)
+    assert state.is_current
+    assert state.current == head_revision()
+    await migrate(url)
+
+
+async def test_a_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path}/new.db"
+    upgrade = migrate_module.command.upgrade
+
+    def fail(*arguments: Any) -> None:
+        upgrade(*arguments)
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module.command, "upgrade", fail)
+        with pytest.raises(CaError) as refused:
+            await migrate(url)
+        assert refused.value.kind is ErrorKind.UNAVAILABLE
+    assert (await schema_state(url)).current is None
+    await migrate(url)
+
+
+async def test_a_newer_schema_is_refused(database: Database, url: str) -> None:
+    await database.write(
+        lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'")) and None
+    )
+    state = await schema_state(url)
+    assert (state.current, state.is_current) == ("9999", False)
+    with pytest.raises(CaError) as refused:
+        await migrate(url)
+    assert refused.value.kind is ErrorKind.CONFLICT
+
+
+async def test_migrating_again_changes_nothing(url: str) -> None:
+    await asyncio.gather(migrate(url), migrate(url))
+    assert (await schema_state(url)).is_current
+
+
+async def test_a_database_that_is_away() -> None:
+    for call in (migrate, schema_state):
+        with pytest.raises(CaError) as refused:
+            await call("postgresql://ca@127.0.0.1:1/ca")
+        assert refused.value.kind is ErrorKind.UNAVAILABLE

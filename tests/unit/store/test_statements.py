@@ -1,0 +1,71 @@
+"""Prepared statements mean what the ones of SQLAlchemy mean."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from ca_server.store.database import Database
+from ca_server.store.statements import Prepared, insert_or_ignore
+from ca_server.store.tables import eab_keys, nodes, secrets
+
+WHEN = datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=UTC)
+INSERT = insert(eab_keys).values({column.name: bindparam(column.name) for column in eab_keys.columns})
+ROW: dict[str, Any] = {
+    "kid": "k",
+    "tenant": "default",
+    "created_at": WHEN,
+    "expires_at": None,
+    "reusable": True,
+    "disabled_at": None,
+    "profile": None,
+    "owner": "Ann",
+    "uses": 1 << 40,
+    "last_used_at": None,
+    "ciphertext": b"\x00\xff",
+}
+
+
+async def test_every_type_is_written_as_by_sqlalchemy(database: Database) -> None:
+    prepared = Prepared(INSERT)
+
+    def unit(connection: Connection) -> list[dict[str, Any]]:
+        connection.execute(INSERT, ROW)
+        prepared.execute(connection, ROW | {"kid": "p"})
+        prepared.execute_many(connection, [ROW | {"kid": "q"}, ROW | {"kid": "r"}])
+        prepared.execute_many(connection, [])
+        return [dict(row) for row in connection.execute(select(eab_keys).order_by(eab_keys.c.kid)).mappings()]
+
+    assert await database.write(unit) == [ROW | {"kid": kid} for kid in "kpqr"]
+
+
+async def test_constants_and_repeated_parameters(database: Database) -> None:
+    prepared = Prepared(
+        update(nodes)
+        .where(nodes.c.node == bindparam("of_node"), nodes.c.boot_epoch == 7, nodes.c.node != bindparam("other"))
+        .values(boot_epoch=nodes.c.boot_epoch + 1, lease_expires=bindparam("at"))
+        .returning(nodes.c.boot_epoch)
+    )
+
+    def unit(connection: Connection) -> tuple[int | None, int | None]:
+        connection.execute(insert(nodes).values(node="n", boot_epoch=7, lease_expires=WHEN))
+        parameters = {"of_node": "n", "other": "m", "at": WHEN}
+        return prepared.execute(connection, parameters).scalar(), prepared.execute(connection, parameters).scalar()
+
+    assert await database.write(unit) == (8, None)
+
+
+async def test_a_missing_parameter_is_an_error(database: Database) -> None:
+    with pytest.raises(KeyError):
+        await database.write(lambda connection: Prepared(INSERT).execute(connection, {"kid": "x"}))
+
+
+async def test_insert_or_ignore(database: Database) -> None:
+    prepared = Prepared(insert_or_ignore(secrets, ["name", "ciphertext"], returning=secrets.c.name))
+
+    def unit(connection: Connection) -> list[str | None]:
+        values = {"name": "a", "ciphertext": b"1"}
+        return [prepared.execute(connection, values).scalar() for _ in range(2)]
+
+    assert await database.write(unit) == ["a", None]
