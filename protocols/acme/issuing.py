@@ -77,6 +77,7 @@ class Issuing:
         self._events = events
         self._holder = holder
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._draining = asyncio.Event()
 
     def _lessee(self, pause: float = 0.0) -> Lessee:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
@@ -104,7 +105,8 @@ class Issuing:
         return len(claimed)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for the work under way; what is not done in time is left to its lease."""
+        """Wait for the attempts under way; an order between two attempts, or not done in time, is left to its lease."""
+        self._draining.set()
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=seconds)
         for task in list(self._tasks.values()):
@@ -134,8 +136,18 @@ class Issuing:
             # The lease is over the pause too: nobody takes the order over meanwhile.
             if not await self._still_ours(self._store.prolong_order(order_id, self._lessee(wait))):
                 return
-            await asyncio.sleep(wait)
+            if await self._drains_within(wait):
+                return
             pause = min(pause * 2, _LAST_PAUSE)
+
+    async def _drains_within(self, seconds: float) -> bool:
+        """Pause between attempts; true, at once, where this process is to end."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _still_ours(self, prolonging: Awaitable[bool]) -> bool:
         try:

@@ -5,8 +5,6 @@ issued, one of them revoked. Two processes wrote in turn.
 """
 
 import asyncio
-import os
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,8 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import Connection, make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, text
 
 from ca_server.core.audit import (
     EventFactory,
@@ -45,17 +42,16 @@ from ca_server.domain.enrollment import EnrollmentKey, Fence, IssuanceIntent, Pr
 from ca_server.domain.keys import KeyAlgorithm
 from ca_server.store.anchor import FileAnchor
 from ca_server.store.audit import SqlAuditStore
-from ca_server.store.backends import normalise_url
 from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
-from ca_server.store.migrate import migrate
 from ca_server.store.revocation import SqlRevocationStore
 
-POSTGRESQL = os.environ.get("CA_SERVER_TEST_POSTGRESQL", "")
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ORIGIN = "log.example.test"
+
+pytestmark = pytest.mark.alters_schema
 
 
 class MemoryKey:
@@ -187,28 +183,11 @@ class Victim:
         return await verify(self.store, [self.key.spki_der], **(arguments | changes))
 
 
-async def _administer(statement: str) -> None:
-    engine = create_async_engine(normalise_url(POSTGRESQL), isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(text(statement))
-    await engine.dispose()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    if request.param == "postgresql" and not POSTGRESQL:
-        pytest.skip("CA_SERVER_TEST_POSTGRESQL is not set")
-    name = f"ca_tamper_{uuid.uuid4().hex}"
-    url = f"sqlite:///{tmp_path}/ca.db"
-    if request.param == "postgresql":
-        await _administer(f"CREATE DATABASE {name}")
-        url = make_url(POSTGRESQL).set(database=name).render_as_string(hide_password=False)
-    await migrate(url)
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
     opened = await Database.open(url)
     yield opened
     await opened.close()
-    if request.param == "postgresql":
-        await _administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

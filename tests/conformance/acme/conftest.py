@@ -6,13 +6,10 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import shutil
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -53,7 +50,6 @@ from ca_server.store.database import Database
 from ca_server.store.eab import SqlEabStore
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
-from ca_server.store.migrate import migrate
 from ca_server.store.profiles import SqlProfileStore
 from ca_server.store.revocation import SqlRevocationStore
 from ca_server.web.application import create_application
@@ -420,10 +416,9 @@ def mac_binding(jwk: object, url: str, kid: str, hmac_key: str, alg: str = "HS25
 class World:
     """One server with its database, core, applicant's network and clients."""
 
-    def __init__(self, stack: AsyncExitStack, database: Database, path: Path) -> None:
+    def __init__(self, stack: AsyncExitStack, database: Database) -> None:
         self.stack = stack
         self.database = database
-        self.path = path
         self.nonce_key = b"n" * 32
         self.dns = Nameserver()
         self.web = WebServer()
@@ -585,22 +580,12 @@ class World:
         return created.key.kid, created.hmac_key
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("acme") / "template.db"
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, migrate(f"sqlite:///{path}")).result()
-    return path
-
-
 @pytest.fixture
-async def world(tmp_path: Path, template: Path) -> AsyncIterator[World]:
-    path = tmp_path / "ca.db"
-    shutil.copy(template, path)
+async def world(url: str) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        database = await Database.open(f"sqlite:///{path}")
+        database = await Database.open(url)
         stack.push_async_callback(database.close)
-        made = World(stack, database, path)
+        made = World(stack, database)
         await made.open()
         yield made
 

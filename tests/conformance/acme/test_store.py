@@ -1,21 +1,14 @@
 """What the ACME store promises where several processes write at once; on PostgreSQL too where one is named."""
 
 import asyncio
-import os
-import shutil
-import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.names import dns_identifier
 from ca_server.store.acme import SqlAcmeStore
-from ca_server.store.backends import normalise_url
 from ca_server.store.database import Database
-from ca_server.store.migrate import migrate
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -26,37 +19,17 @@ from protocols.acme.model import (
 )
 from protocols.acme.ports import Lessee, NonceReplayedError, NonceUse
 
-POSTGRESQL = os.environ.get("CA_SERVER_TEST_POSTGRESQL", "")
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=1)
 
 
-async def administer(statement):
-    engine = create_async_engine(normalise_url(POSTGRESQL), isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(text(statement))
-    await engine.dispose()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def nodes(request, tmp_path, template):
+@pytest.fixture
+async def nodes(url):
     """The stores of two processes over one database."""
-    name = f"acme_test_{uuid.uuid4().hex}"
-    if request.param == "sqlite":
-        shutil.copy(template, tmp_path / "ca.db")
-        url = f"sqlite:///{tmp_path / 'ca.db'}"
-    else:
-        if not POSTGRESQL:
-            pytest.skip("CA_SERVER_TEST_POSTGRESQL is not set")
-        await administer(f"CREATE DATABASE {name}")
-        url = make_url(POSTGRESQL).set(database=name).render_as_string(hide_password=False)
-        await migrate(url)
     databases = [await Database.open(url) for _ in range(2)]
     yield [SqlAcmeStore(database) for database in databases]
     for database in databases:
         await database.close()
-    if request.param == "postgresql":
-        await administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def account(name="one"):

@@ -1,10 +1,7 @@
 """A migrated database, a key that signs in memory, and a sequencer over them."""
 
 import asyncio
-import os
-import shutil
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,19 +11,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from ca_server.core.audit import EventFactory, Sequencer
 from ca_server.domain.keys import KeyAlgorithm
 from ca_server.store.anchor import FileAnchor
 from ca_server.store.audit import SqlAuditStore
-from ca_server.store.backends import normalise_url
 from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
-from ca_server.store.migrate import migrate
 
-POSTGRESQL = os.environ.get("CA_SERVER_TEST_POSTGRESQL", "")
 ORIGIN = "log.example.test/audit"
 
 
@@ -57,49 +49,6 @@ class MemoryKey:
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, coroutine).result()
-
-
-async def _administer(statement: str) -> None:
-    engine = create_async_engine(normalise_url(POSTGRESQL), isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(text(statement))
-    await engine.dispose()
-
-
-def _postgresql_url(database: str) -> str:
-    return make_url(POSTGRESQL).set(database=database).render_as_string(hide_password=False)
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("audit") / "template.db"
-    _run(migrate(f"sqlite:///{path}"))
-    return path
-
-
-@pytest.fixture(scope="session")
-def postgresql_template() -> Iterator[str]:
-    if not POSTGRESQL:
-        pytest.skip("CA_SERVER_TEST_POSTGRESQL is not set")
-    name = f"ca_audit_{uuid.uuid4().hex}"
-    _run(_administer(f"CREATE DATABASE {name}"))
-    _run(migrate(_postgresql_url(name)))
-    yield name
-    _run(_administer(f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    if request.param == "sqlite":
-        path = tmp_path / "ca.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite:///{path}"
-        return
-    template = request.getfixturevalue("postgresql_template")
-    name = f"ca_audit_{uuid.uuid4().hex}"
-    await _administer(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _postgresql_url(name)
-    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

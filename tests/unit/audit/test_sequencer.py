@@ -259,6 +259,7 @@ async def test_a_holder_that_was_overtaken_signs_on_from_the_newest_tree(
 
 
 @pytest.mark.parametrize("statement", ["SET state = :bad", "SET note = :bad", "SET state = x'00'"])
+@pytest.mark.alters_schema
 async def test_nothing_is_signed_after_a_checkpoint_that_was_altered(
     store: SqlAuditStore, events: EventFactory, sequence: Make, database: Database, key: SigningKey, statement: str
 ) -> None:
@@ -281,6 +282,7 @@ async def test_nothing_is_signed_after_a_checkpoint_that_was_altered(
     assert len(key.signed) == signed
 
 
+@pytest.mark.alters_schema
 async def test_nothing_is_signed_beside_the_anchor(
     store: SqlAuditStore, events: EventFactory, sequence: Make, database: Database, anchor: FileAnchor, key: SigningKey
 ) -> None:
@@ -348,6 +350,7 @@ async def test_anchor_of_a_log_of_another_name(
     assert "belongs to the log other" in str(await check_anchor(store, anchor, key.spki_der))
 
 
+@pytest.mark.alters_schema
 async def test_leaves_behind_the_anchor_lead_to_the_last_checkpoint(
     store: SqlAuditStore, events: EventFactory, sequence: Make, database: Database, anchor: FileAnchor, key: SigningKey
 ) -> None:

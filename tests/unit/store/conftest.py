@@ -1,33 +1,21 @@
-"""Databases to test on: SQLite always, PostgreSQL where CA_SERVER_TEST_POSTGRESQL names a server by URL."""
+"""A migrated database of either kind, with what makes its content."""
 
-import asyncio
-import os
-import shutil
-import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord, Issuer, IssuerKey, IssuerKind
 from ca_server.domain.enrollment import EnrollmentKey, Fence, IssuanceIntent, Protocol
 from ca_server.domain.keys import KeyAlgorithm
-from ca_server.store.backends import normalise_url
 from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
-from ca_server.store.migrate import migrate
 
 NOW = datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
-POSTGRESQL = os.environ.get("CA_SERVER_TEST_POSTGRESQL", "")
 
 
 def der(content: bytes) -> bytes:
@@ -125,56 +113,6 @@ def issuer(name: str, kind: IssuerKind, parent: str | None = None, chain: tuple[
         chain=chain,
     )
     return Issuer(name, kind, key, parent)
-
-
-async def _administer(statement: str) -> None:
-    engine = create_async_engine(normalise_url(POSTGRESQL), isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(text(statement))
-    await engine.dispose()
-
-
-def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run to the end on another thread: the fixtures of a session are made while a test's event loop runs."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, coroutine).result()
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "template.db"
-    _run(migrate(f"sqlite:///{path}"))
-    return path
-
-
-@pytest.fixture(scope="session")
-def postgresql_template() -> Iterator[str]:
-    if not POSTGRESQL:
-        pytest.skip("CA_SERVER_TEST_POSTGRESQL is not set")
-    name = f"ca_test_{uuid.uuid4().hex}"
-    _run(_administer(f"CREATE DATABASE {name}"))
-    _run(migrate(_postgresql_url(name)))
-    yield name
-    _run(_administer(f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-def _postgresql_url(database: str) -> str:
-    return make_url(POSTGRESQL).set(database=database).render_as_string(hide_password=False)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """A fresh database with the newest schema."""
-    if request.param == "sqlite":
-        path = tmp_path / "ca.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite:///{path}"
-        return
-    template = request.getfixturevalue("postgresql_template")
-    name = f"ca_test_{uuid.uuid4().hex}"
-    await _administer(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _postgresql_url(name)
-    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

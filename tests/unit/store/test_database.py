@@ -15,6 +15,8 @@ from ca_server.store.backends import normalise_url
 from ca_server.store.database import Database
 from ca_server.store.failures import Failure, classify
 
+pytestmark = pytest.mark.alters_schema
+
 
 @pytest.fixture
 async def table(database: Database) -> Database:
@@ -258,13 +260,11 @@ async def test_two_writers_wait_for_each_other(url: str, table: Database) -> Non
     await other.close()
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 async def test_a_lost_connection_is_replaced(url: str) -> None:
     """The server ends the session in the middle of a batch: every unit is committed all the same, once."""
     database = await Database.open(url)
     await database.write(lambda connection: connection.execute(text("CREATE TABLE t (k TEXT PRIMARY KEY)")) and None)
-    if database.dialect != "postgresql":
-        await database.close()
-        pytest.skip("SQLite has no connection to lose")
     killed: list[int] = []
 
     def dies(connection: Connection) -> str:
@@ -280,14 +280,12 @@ async def test_a_lost_connection_is_replaced(url: str) -> None:
     await database.close()
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("persisted", [True, False])
 async def test_a_connection_lost_during_commit(url: str, monkeypatch: pytest.MonkeyPatch, persisted: bool) -> None:
     """Failed, and failed but persisted: the database is asked, and no unit is done twice."""
     database = await Database.open(url)
     await database.write(lambda connection: connection.execute(text("CREATE TABLE t (k TEXT)")) and None)
-    if database.dialect != "postgresql":
-        await database.close()
-        pytest.skip("SQLite commits in the process")
     lost: list[int] = []
     begin = Connection.begin
 

@@ -79,6 +79,7 @@ async def test_a_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: py
     await migrate(url)
 
 
+@pytest.mark.alters_schema
 async def test_a_newer_schema_is_refused(database: Database, url: str) -> None:
     await database.write(
         lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'")) and None
