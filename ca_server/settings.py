@@ -124,7 +124,6 @@ class StatusSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """OCSP and CRLs."""
 
     ocsp_lifetime: Seconds = 3600
-    ocsp_responder_days: Days = 14
     unknown_serial: Literal["unknown", "revoked", "unauthorized"] = "unknown"
     """What OCSP says of a serial that this CA never issued (RFC 6960 section 2.2)."""
     crl_coalesce: Annotated[float, Meta(ge=0, le=3600)] = 0.2
@@ -268,7 +267,9 @@ def default_host() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The home directory: `core` is closed to the fronts; `data`, `run` are shared; `tls` is the fronts'."""
+    """The home directory: `core` is closed to the fronts and `run` the core's to write, `data` and `metrics` are shared
+    by group, `tls` is the fronts'.
+    """
 
     path: Path
 
@@ -323,6 +324,11 @@ class Home:
         return self.core / "token.lock"
 
     @property
+    def node_id(self) -> Path:
+        """What tells this home from others on the same database."""
+        return self.core / "node-id"
+
+    @property
     def data(self) -> Path:
         """The embedded database's folder."""
         return self.path / "data"
@@ -334,7 +340,7 @@ class Home:
 
     @property
     def run(self) -> Path:
-        """Sockets, locks and metrics of a running server."""
+        """The socket on which the core hears the fronts."""
         return self.path / "run"
 
     @property
@@ -360,7 +366,7 @@ class Home:
     @property
     def metrics(self) -> Path:
         """Metric files of all processes."""
-        return self.run / "metrics"
+        return self.path / "metrics"
 
 
 def load_settings(
@@ -487,6 +493,7 @@ def _check(settings: Settings, where: str) -> None:
     """Check what types alone can't: each failure names its key."""
     _check_listeners(settings, where)
     _check_networks(settings, where)
+    _check_nameservers(settings, where)
     _check_urls(settings, where)
     _check_issuers(settings, where)
 
@@ -527,8 +534,36 @@ def _check_urls(settings: Settings, where: str) -> None:
         ("server.external_https_url", settings.server.external_https_url, "https"),
         ("server.external_http_url", settings.server.external_http_url, "http"),
     ):
-        if url and (urlsplit(url).scheme != scheme or not urlsplit(url).hostname):
-            raise ConfigurationError(where, key, url, f"write a URL that begins with {scheme}://")
+        if url and not _is_base_url(url, scheme):
+            raise ConfigurationError(where, key, url, f"write {scheme}://HOST[:PORT][/PATH], in ASCII")
+
+
+def _is_base_url(url: str, scheme: str) -> bool:
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        plain = not (parts.query or parts.fragment or parts.username)
+        return parts.scheme == scheme and bool(parts.hostname) and parts.port != 0 and plain
+    except ValueError:
+        return False
+
+
+def _check_nameservers(settings: Settings, where: str) -> None:
+    for server in settings.dns.nameservers:
+        host, port = server, "53"
+        if server.startswith("["):
+            host, _, port = server[1:].partition("]:")
+            host = host.removesuffix("]")
+        elif server.count(":") == 1:
+            host, _, port = server.partition(":")
+        try:
+            ipaddress.ip_address(host)
+            good = 0 < int(port or "53") < 65_536  # noqa: PLR2004 - ports
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigurationError(where, "dns.nameservers", server, "write IP, IP:PORT or [IPV6]:PORT")
 
 
 def _check_issuers(settings: Settings, where: str) -> None:

@@ -151,8 +151,8 @@ class TokenKeyStore:
         with self._counting:
             self._uses[label] += 1
 
-    async def ensure_secret_key(self, label: str) -> None:
-        def work(bench: Bench) -> None:
+    async def ensure_secret_key(self, label: str) -> bool:
+        def work(bench: Bench) -> bool:
             found = _objects(bench, ObjectClass.SECRET_KEY, label)
             if len(found) > 1:
                 raise CaError(ErrorKind.CONFLICT, f"the token has more than one secret key {label!r}")
@@ -177,7 +177,9 @@ class TokenKeyStore:
                     },
                 )
 
-        await self._pool.run("generate", work)
+            return not found
+
+        return await self._pool.run("generate", work)
 
     async def encrypt(self, label: str, plaintext: bytes, context: bytes) -> bytes:
         iv = secrets.token_bytes(_IV)

@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from ca_server.bootstrap.logkey import read_log_keys
+from ca_server.bootstrap.operator import accept_database
 from ca_server.bootstrap.stores import open_stores
 from ca_server.cli.common import (
     DEFAULT_HOME,
@@ -76,6 +77,27 @@ def verify(
         )
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("accept-anchor")
+def accept_anchor(
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is on record.", show_default=False)],
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Take the database as it is, although it does not extend the anchor of its log, on a stopped server.
+
+    The server starts read-only where its database was restored from an older backup, altered, or where the anchor is
+    missing. Restore the newer database if there is one. If there is none: revoke again what was revoked since (the
+    export of the log tells), then run this. It writes an event with your reason and with what the anchor said, and
+    anchors what the database has now.
+    """
+
+    async def work() -> str:
+        place, effective = open_settings(home, settings)
+        return await accept_database(place, effective, reason)
+
+    sys.stdout.write(run(work()) + "\n")
 
 
 @app.command("tail")

@@ -108,16 +108,16 @@ class CrlPublisher:
         self._wake = asyncio.Event()
         self._locks: dict[str, asyncio.Lock] = {}
 
-    async def publish(self, name: str) -> Crl:
-        """Sign and publish a CRL of an issuer. NOT_FOUND, UNAVAILABLE."""
+    async def publish(self, name: str, *, actor: str | None = None) -> Crl:
+        """Sign and publish a CRL of an issuer, on record as of `actor` (None: this process). NOT_FOUND, UNAVAILABLE."""
         issuer = self._issuers.get(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
-            return await self._publish(issuer)
+            return await self._publish(issuer, actor)
 
-    async def _publish(self, issuer: ActiveIssuer) -> Crl:
+    async def _publish(self, issuer: ActiveIssuer, actor: str | None) -> Crl:
         key = issuer.issuer.key
         # 1. Draw the number, on record.
-        reserved = self._events.make(EventType.CRL_RESERVED, issuer=issuer.name, key=key.label)
+        reserved = self._events.make(EventType.CRL_RESERVED, issuer=issuer.name, key=key.label, actor=actor)
         number = await self._store.reserve_crl(issuer.name, key.id, 0, [reserved])
         # 2. Read what is revoked by now, build, sign, verify.
         now = self._clock().replace(microsecond=0)
@@ -133,6 +133,7 @@ class CrlPublisher:
             issuer=issuer.name,
             key=key.label,
             extra={"number": str(number), "entries": str(len(entries)), "crl_sha256": sha256(der).hexdigest()},
+            actor=actor,
         )
         await self._store.publish_crl(crl, [published])
         _log.info("crl published", issuer=issuer.name, number=number, entries=len(entries))

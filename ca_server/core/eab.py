@@ -56,6 +56,7 @@ class ExternalAccounts:
             owner=request.owner,
             uses=0,
             last_used_at=None,
+            tenant=self._events.tenant,
         )
         secret = await self._keys.random(_SECRET_BYTES)
         ciphertext = await self._keys.encrypt(self._secret_key, secret, f"eab:{key.kid}".encode())

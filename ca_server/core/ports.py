@@ -5,13 +5,13 @@ is committed together with the audit events given to it; when it raises, nothing
 cancel a transaction that was queued. All times are aware UTC datetimes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration, EabKey
-from ca_server.domain.audit import AuditEvent, Checkpoint
+from ca_server.domain.audit import AuditEvent, Checkpoint, EventType
 from ca_server.domain.certificates import (
     CertificateRecord,
     Crl,
@@ -228,8 +228,8 @@ class KeyStore(Protocol):
     async def labels(self) -> tuple[str, ...]:
         """Labels of all private keys in the token."""
 
-    async def ensure_secret_key(self, label: str) -> None:
-        """Make sure that an AES-256 key of this label is in the token, non-extractable."""
+    async def ensure_secret_key(self, label: str) -> bool:
+        """Make sure that an AES-256 key of this label is in the token, non-extractable; true where it was made."""
 
     async def encrypt(self, label: str, plaintext: bytes, context: bytes) -> bytes:
         """Encrypt authentically under the AES key `label`; `context` must be given again to decrypt."""
@@ -352,14 +352,33 @@ class IssuerStore(Protocol):
         """All key generations of an issuer, newest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredProfile:
+    """A profile body; `superseded_at` says since when another (or none) is in force under its name, None if it is."""
+
+    name: str
+    content_hash: str
+    body: bytes
+    superseded_at: datetime | None = None
+
+
 class ProfileStore(Protocol):
-    """Profile bodies by content hash."""
+    """Profile bodies by content hash, and which of them are in force."""
 
-    async def save_profile(self, name: str, content_hash: str, body: bytes, events: Sequence[AuditEvent]) -> bool:
-        """Keep a profile body; false (and no events) where it was there."""
+    async def profiles_in_force(self) -> dict[str, str]:
+        """Content hashes by name of what is in force."""
 
-    async def profile_body(self, content_hash: str) -> tuple[str, bytes] | None:
-        """Name and body by content hash."""
+    async def put_in_force(
+        self,
+        profiles: Sequence[StoredProfile],
+        expected: Mapping[str, str],
+        now: datetime,
+        events: Sequence[AuditEvent],
+    ) -> None:
+        """Put these profiles in force and no others. CONFLICT where what is in force is not what was expected."""
+
+    async def profile_body(self, content_hash: str) -> StoredProfile | None:
+        """A profile by content hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,8 +394,14 @@ class Lease:
 class CoordinationStore(Protocol):
     """Nodes, boot epochs, leases and secrets shared by all nodes."""
 
-    async def begin_boot(self, node: str, now: datetime, lease: timedelta) -> Fence:
-        """Register a start of `node`: its boot epoch grows, which fences off its earlier processes."""
+    async def begin_boot(self, node: str, holder: str, now: datetime, lease: timedelta) -> Fence:
+        """Register a start of `node`: its boot epoch grows, which fences off its earlier processes.
+
+        `holder` names the home that the node's name belongs to. CONFLICT while another holds it whose lease runs.
+        """
+
+    async def end_boot(self, fence: Fence, now: datetime) -> None:
+        """Let the node's lease end: its work is anybody's to take over."""
 
     async def heartbeat(self, fence: Fence, now: datetime, lease: timedelta) -> bool:
         """Prolong the node's lease; false where a newer boot of the node exists."""
@@ -423,6 +448,9 @@ class AuditStore(Protocol):
 
     async def append(self, events: Sequence[AuditEvent]) -> None:
         """Commit events that record no other change, such as refusals."""
+
+    async def unfinished(self, begun: EventType, ended: Sequence[EventType]) -> tuple[tuple[str, str], ...]:
+        """(Serial, issuer) of events of one type that none of the other types followed for the same serial."""
 
     async def pending(self, limit: int) -> tuple[tuple[str, bytes], ...]:
         """Committed events without a leaf, in the order of their commit: (event id, canonical leaf bytes)."""

@@ -101,7 +101,7 @@ class Responders:
         key = await self._ceremony.ensure_key(label, issuer.key.algorithm)
         issued = await self._issuance.issue(
             EnrollmentRequest(
-                requester=Requester(Protocol.INTERNAL, f"{PROFILE}:{issuer.name}", "core"),
+                requester=Requester(Protocol.INTERNAL, f"{PROFILE}:{issuer.name}", "core", self._events.tenant),
                 profile=PROFILE,
                 csr_der=await request_for(key, f"{issuer.name} OCSP responder"),
                 identifiers=(),

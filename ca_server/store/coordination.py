@@ -7,6 +7,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.core.ports import Lease
 from ca_server.domain.enrollment import Fence
+from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.database import Database
 from ca_server.store.statements import insert_dialect, insert_or_ignore
 from ca_server.store.tables import leases, nodes, secrets
@@ -32,11 +33,16 @@ _SAVE_SECRET = insert_or_ignore(secrets, ["name", "ciphertext"])
 
 _BEGIN_BOOT = {
     insert_dialect(insert): insert.values(
-        node=bindparam("node"), boot_epoch=1, lease_expires=bindparam("lease_expires")
+        node=bindparam("node"), holder=bindparam("holder"), boot_epoch=1, lease_expires=bindparam("lease_expires")
     )
     .on_conflict_do_update(
         index_elements=[nodes.c.node],
-        set_={"boot_epoch": nodes.c.boot_epoch + 1, "lease_expires": insert.excluded.lease_expires},
+        set_={
+            "boot_epoch": nodes.c.boot_epoch + 1,
+            "lease_expires": insert.excluded.lease_expires,
+            "holder": insert.excluded.holder,
+        },
+        where=or_(nodes.c.holder == insert.excluded.holder, nodes.c.lease_expires <= bindparam("now")),
     )
     .returning(nodes.c.boot_epoch)
     for insert in (sqlite.insert(nodes), postgresql.insert(nodes))
@@ -65,14 +71,19 @@ class SqlCoordinationStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin_boot(self, node: str, now: datetime, lease: timedelta) -> Fence:
-        parameters = {"node": node, "lease_expires": now + lease}
+    async def begin_boot(self, node: str, holder: str, now: datetime, lease: timedelta) -> Fence:
+        parameters = {"node": node, "holder": holder, "lease_expires": now + lease, "now": now}
 
         def unit(connection: Connection) -> Fence:
-            epoch = connection.execute(_BEGIN_BOOT[connection.dialect.name], parameters).scalar_one()
+            epoch = connection.execute(_BEGIN_BOOT[connection.dialect.name], parameters).scalar()
+            if epoch is None:
+                raise CaError(ErrorKind.CONFLICT, f"another home is at work as node {node!r}")
             return Fence(node, epoch)
 
         return await self._database.write(unit)
+
+    async def end_boot(self, fence: Fence, now: datetime) -> None:
+        await self.heartbeat(fence, now, timedelta(0))
 
     async def heartbeat(self, fence: Fence, now: datetime, lease: timedelta) -> bool:
         parameters = {"of_node": fence.node, "of_epoch": fence.boot_epoch, "expires": now + lease}

@@ -29,6 +29,8 @@ nodes = Table(
     "nodes",
     metadata,
     Column("node", String, primary_key=True),
+    # The home that the name belongs to.
+    Column("holder", String, nullable=False),
     Column("boot_epoch", BigInteger, nullable=False),
     Column("lease_expires", UtcTime, nullable=False),
 )
@@ -58,7 +60,17 @@ profiles = Table(
     Column("content_hash", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("first_seen", UtcTime, nullable=False),
+    # Empty while the profile is in force.
+    Column("superseded_at", UtcTime, nullable=True),
     Column("body", LargeBinary, nullable=False),
+    Index(
+        "ix_profiles_in_force",
+        "tenant",
+        "name",
+        unique=True,
+        sqlite_where=text("superseded_at IS NULL"),
+        postgresql_where=text("superseded_at IS NULL"),
+    ),
 )
 
 # --- Issuers ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ def _create_coordination() -> None:
     op.create_table(
         "nodes",
         sa.Column("node", sa.String(), nullable=False),
+        sa.Column("holder", sa.String(), nullable=False),
         sa.Column("boot_epoch", sa.BigInteger(), nullable=False),
         sa.Column("lease_expires", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("node", name=op.f("pk_nodes")),
@@ -48,8 +49,17 @@ def _create_coordination() -> None:
         sa.Column("content_hash", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("first_seen", _TIME, nullable=False),
+        sa.Column("superseded_at", _TIME, nullable=True),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", "content_hash", name=op.f("pk_profiles")),
+    )
+    op.create_index(
+        "ix_profiles_in_force",
+        "profiles",
+        ["tenant", "name"],
+        unique=True,
+        sqlite_where=sa.text("superseded_at IS NULL"),
+        postgresql_where=sa.text("superseded_at IS NULL"),
     )
     op.create_table(
         "eab_keys",
