@@ -206,7 +206,11 @@ async def _tls(home: Home, settings: Settings, core: CorePort, stack: AsyncExitS
         )
 
     tls = ListenerTls(home.tls / "listener.pem", names)
-    await tls.ensure(issue)
+    try:
+        await tls.ensure(issue)
+    except CaError as error:
+        # The other listeners serve; handshakes fail until there is one.
+        _log.error("no certificate for the TLS listeners yet", reason=error.detail)
     await _in_background(stack, tls.run(issue), "tls renewal")
     return tls
 
