@@ -124,7 +124,6 @@ class StatusSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """OCSP and CRLs."""
 
     ocsp_lifetime: Seconds = 3600
-    ocsp_responder_days: Days = 14
     unknown_serial: Literal["unknown", "revoked", "unauthorized"] = "unknown"
     """What OCSP says of a serial that this CA never issued (RFC 6960 section 2.2)."""
     crl_coalesce: Annotated[float, Meta(ge=0, le=3600)] = 0.2
