@@ -21,6 +21,8 @@ from ca_server.domain.errors import CaError, ErrorKind
 
 _log = structlog.get_logger()
 
+RETRY_SECONDS = 2.0
+"""Between attempts to publish for issuers that failed."""
 _REASON_FLAGS = {
     RevocationReason.KEY_COMPROMISE: x509.ReasonFlags.key_compromise,
     RevocationReason.CA_COMPROMISE: x509.ReasonFlags.ca_compromise,
@@ -200,5 +202,5 @@ class CrlPublisher:
                     _log.warning("crl not published, will try again", issuer=name, error=error.detail)
                     self._dirty.add(name)
             if self._dirty:
-                await asyncio.sleep(2)
+                await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()

@@ -176,7 +176,7 @@ class AdminPort(Protocol):
     """What an operator may ask of the core, through its admin socket or offline; the peer's uid is the actor."""
 
     async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
-        """Revoke as an operator."""
+        """Revoke as an operator. The reason REMOVE_FROM_CRL releases from hold; BAD_REVOCATION_REASON without one."""
 
     async def publish_crl(self, request: PublishCrl) -> Crl:
         """Sign and publish a CRL now. NOT_FOUND."""

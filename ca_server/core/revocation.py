@@ -45,14 +45,15 @@ class Revocation:
         self._clock = clock
         self._observe = observe
 
-    async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
+    async def revoke(self, request: RevocationRequest, *, may_release: bool = False) -> RevokedCertificate:
         """Revoke (CorePort.revoke): committed when this returns; `revoked` is told, to sign the CRL again.
 
-        A certificate revoked before is ALREADY_REVOKED, but for a change to keyCompromise or out of a hold.
+        A certificate revoked before is ALREADY_REVOKED, but for a change to keyCompromise or out of a hold. Where
+        `may_release`, the reason removeFromCRL ends a hold: the next full list leaves the certificate out.
         """
         try:
             record = await self._find(request)
-            await self._check_reason(record, request.reason)
+            await self._check_reason(record, request.reason, may_release=may_release)
         except CaError as error:
             self._observe(request.reason.label, "denied")
             await self._audit.append([self._event(request, EventType.REVOCATION_REFUSED, error)])
@@ -62,7 +63,7 @@ class Revocation:
         standing = await self._store.revoke(entry, record.issuer, [self._event(request, EventType.CERTIFICATE_REVOKED)])
         if standing is not None:
             raise CaError(ErrorKind.ALREADY_REVOKED, "the certificate was revoked before")
-        _log.info("revoked", issuer=record.issuer, serial=record.serial, reason=request.reason.label)
+        _log.info("revocation", issuer=record.issuer, serial=record.serial, reason=request.reason.label)
         self._observe(request.reason.label, "revoked")
         self._revoked(record)
         return RevokedCertificate(record.issuer, record.serial, now, request.reason)
@@ -73,9 +74,12 @@ class Revocation:
             raise CaError(ErrorKind.NOT_FOUND, "this CA did not issue that certificate")
         return record
 
-    async def _check_reason(self, record: CertificateRecord, reason: RevocationReason) -> None:
+    async def _check_reason(self, record: CertificateRecord, reason: RevocationReason, *, may_release: bool) -> None:
         if reason is RevocationReason.REMOVE_FROM_CRL:
-            raise CaError(ErrorKind.BAD_REVOCATION_REASON, "removeFromCRL is for delta CRLs only")
+            if not may_release:
+                raise CaError(ErrorKind.BAD_REVOCATION_REASON, "operators alone release a certificate from hold")
+            if record.revocation_reason is not RevocationReason.CERTIFICATE_HOLD:
+                raise CaError(ErrorKind.BAD_REVOCATION_REASON, "the certificate is not on hold")
         if reason is RevocationReason.CERTIFICATE_HOLD:
             profile = await self._profiles.by_hash(record.profile_hash) if record.profile_hash else None
             if profile is None or not profile.allow_hold:
