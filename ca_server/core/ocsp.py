@@ -34,8 +34,6 @@ from ca_server.domain.errors import CaError
 _log = structlog.get_logger()
 
 _DIGESTS = {"sha1": sha1, "sha256": sha256, "sha384": sha384, "sha512": sha512}
-_MAX_SERIAL = 1 << 160
-"""20 octets (RFC 5280 section 4.1.2.2)."""
 _NEVER_ISSUED = CertStatus(
     good=False, revoked_at=datetime(1970, 1, 1, tzinfo=UTC), reason=RevocationReason.CERTIFICATE_HOLD
 )
@@ -141,9 +139,7 @@ class OcspResponder:
     async def _status(self, issuer: ActiveIssuer, cert_id: CertId, source: str | None) -> SerialStatus:
         """What the database knows; an unknown serial under our name may be a forged certificate's, so it is logged."""
         serial = serial_text(cert_id.serial)
-        status = SerialStatus(StatusValue.UNKNOWN)
-        if 0 < cert_id.serial < _MAX_SERIAL:
-            status = await self._store.serial_status(issuer.name, serial)
+        status = await self._store.serial_status(issuer.name, serial)
         if status.value is StatusValue.UNKNOWN:
             _log.warning("ocsp: unknown serial", issuer=issuer.name, serial=serial[:64], source=source)
         return status

@@ -46,7 +46,22 @@ def test_children_round_trip(items):
     assert b"".join(der[offset:stop] for _, offset, _, stop in walked) == der[start:end]
 
 
-@given(st.binary(max_size=64), st.integers(0, 70))
+LENGTHS = st.one_of(
+    st.binary(min_size=1, max_size=1),
+    st.tuples(st.integers(0x80, 0x85), st.binary(max_size=5)).map(lambda parts: bytes([parts[0]]) + parts[1]),
+    st.tuples(st.integers(1, 4), st.integers(0, 300)).map(
+        lambda parts: bytes([0x80 | parts[0]]) + (parts[1] % 256 ** parts[0]).to_bytes(parts[0], "big")
+    ),
+)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=64),
+        st.tuples(st.binary(min_size=1, max_size=1), LENGTHS, st.integers(0, 300).map(bytes)).map(b"".join),
+    ),
+    st.integers(0, 3),
+)
 def test_one_encoding_has_one_meaning(data, offset):
     """What is read would be written the same: no second form of a length passes."""
     try:

@@ -147,6 +147,8 @@ def test_no_mutated_checkpoint_says_anything_else(index, data):
             del note[position]
         case _:
             note.insert(position, data.draw(st.integers(0, 255)))
+    parsed = judge(lambda: parse_note(bytes(note)))
+    assert parsed is None or encode_note(parsed.text, parsed.signatures) == bytes(note)  # one note has one form
     opened = judge(lambda: open_checkpoint(bytes(note), [NoteKey(ORIGIN, spki(index))]))
     assert opened in (None, head)
 

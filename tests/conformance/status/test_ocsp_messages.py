@@ -1,5 +1,6 @@
 """OCSP over HTTP, message by message (RFC 6960 sections 4.1 and appendix A, RFC 9654): status facts 1, 4, 6, 7, 10."""
 
+import asyncio
 import base64
 import hashlib
 from typing import Any
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from ca_server.core.der import encode, encode_oid
+from ca_server.core.ports import OcspQuery
 
 MALFORMED, UNAUTHORIZED = "MALFORMED_REQUEST", "UNAUTHORIZED"
 
@@ -88,6 +90,11 @@ async def test_get_reads_the_raw_path(world: Any, path: str, replacements: dict[
 @pytest.mark.parametrize("text", ["", "/", "%", "not%20base64!", "TUlJ", "MEUwQ%zz", "A", "%00", "%ff%fe", "MA==MA=="])
 async def test_get_of_what_is_no_request(world: Any, text: str) -> None:
     assert (await world.send("GET", f"/ocsp/{text}")).outcome == MALFORMED
+
+
+async def test_get_is_unescaped_once(world: Any) -> None:
+    _, text = await awkward_request(world)
+    assert (await world.send("GET", f"/ocsp/{text.replace('+', '%252B')}")).outcome == MALFORMED
 
 
 async def test_get_ignores_the_query(world: Any) -> None:
@@ -233,12 +240,25 @@ async def test_no_nonce_no_nonce(world: Any) -> None:
         ([extension("1.2.3.4", b"", critical=encode(0x01, b"\x00"))], MALFORMED),
         ([extension("1.2.3.4", b"a"), extension("1.2.3.4", b"b")], MALFORMED),
         ([extension("1.3.6.1.5.5.7.48.1.2", encode(0x04, b"n"), critical=encode(0x01, b"\xff"))], "UNKNOWN"),
+        ([extension("1.3.6.1.5.5.7.48.1.2", encode(0x04, b"n"), critical=encode(0x01, b"\x00"))], MALFORMED),
+        ([extension("1.3.6.1.5.5.7.48.1.2", encode(0x04, b"n"), critical=encode(0x01, b"\x01"))], MALFORMED),
         ([extension("1.3.6.1.5.5.7.48.1.2", b"bare")], MALFORMED),
         ([extension("1.3.6.1.5.5.7.48.1.2", encode(0x04, b"n") + b"more")], MALFORMED),
     ],
 )
 async def test_request_extensions(world: Any, extensions: list[bytes], outcome: str) -> None:
     assert (await world.post(world.request(world.cert_id(5), extensions=extensions))).outcome == outcome
+
+
+@pytest.mark.parametrize(("critical", "outcome"), [(b"", "UNKNOWN"), (encode(0x01, b"\xff"), MALFORMED)])
+async def test_a_nonce_is_the_requests_alone(world: Any, critical: bytes, outcome: str) -> None:
+    """In singleRequestExtensions it means nothing (RFC 9654 section 2.1)."""
+    nonce = extension("1.3.6.1.5.5.7.48.1.2", encode(0x04, b"n"), critical=critical)
+    single = encode(0x30, world.cert_id(5), encode(0xA0, encode(0x30, nonce)))
+    answer = await world.post(encode(0x30, encode(0x30, encode(0x30, single))))
+    assert answer.outcome == outcome
+    if outcome == "UNKNOWN":
+        assert list(answer.ocsp.extensions) == []
 
 
 # --- Fact 10: what is no request -----------------------------------------------------------------------------------
@@ -285,6 +305,10 @@ def variants(good: bytes) -> dict[str, bytes]:
         "set": b"\x31" + good[1:],
         "something after the TBSRequest": encode(0x30, tbs, b"\x05\x00"),
         "version 1 written out": encode(0x30, encode(0x30, encode(0xA0, encode(0x02, b"\x00")), tbs[2:])),
+        "empty Extensions": encode(0x30, encode(0x30, tbs[2:], encode(0xA2, encode(0x30)))),
+        "two requestorNames in one": encode(0x30, encode(0x30, encode(0xA1, b"\x82\x00\x82\x00"), tbs[2:])),
+        "two signatures in one": encode(0x30, tbs, encode(0xA0, b"\x30\x00\x30\x00")),
+        "a signature that is empty": encode(0x30, tbs, encode(0xA0)),
         "version 2": encode(0x30, encode(0x30, encode(0xA0, encode(0x02, b"\x01")), tbs[2:])),
     }
 
@@ -327,6 +351,32 @@ async def test_bodies_of_64_kilobytes(world: Any) -> None:
     assert (await world.post(b"\x30" * 65_536)).status == 413
     assert (await world.post(chunks())).status == 413
     assert len(world.observed) == asked
+
+
+async def test_the_core_has_its_own_limit(world: Any) -> None:
+    """What comes through the port was read by a front, in which the core has no trust."""
+
+    def padded(size: int) -> bytes:
+        der: bytes = world.request(world.cert_id(5), extensions=[extension("1.2.3.4", b"x" * size)])
+        return der
+
+    over = 16_384 - len(padded(16_000)) + 16_000
+    for size, outcome in ((over, "SUCCESSFUL"), (over + 1, MALFORMED)):
+        answer = await world.core.respond_ocsp(OcspQuery(padded(size)))
+        assert ocsp.load_der_ocsp_response(answer.response_der).response_status.name == outcome
+
+
+async def test_a_length_alone_is_enough_to_refuse(world: Any) -> None:
+    """Nobody waits for the body of a request that says how long it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.server.port)
+    head = "POST /ocsp HTTP/1.1", "Host: a", "Content-Type: application/ocsp-request", "Content-Length: 65536", "", ""
+    writer.write("\r\n".join(head).encode())
+    status = await reader.readline()
+    assert status == b"HTTP/1.1 200 OK\r\n"
+    while await reader.readline() != b"\r\n":
+        pass
+    assert await reader.readexactly(5) == bytes.fromhex("30030a0101")
+    writer.close()
 
 
 # --- What clients build --------------------------------------------------------------------------------------------
