@@ -398,7 +398,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(str(path), "file", None, f"can't be read: {error}") from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in too many brackets
         raise ConfigurationError(str(path), "syntax", None, f"not TOML: {error}") from None
 
 
@@ -428,7 +428,7 @@ def _override(tree: dict[str, Any], key: str, text: str, origin: str) -> None:
     leaf = _field_type(spec, parts[-1], origin, key)
     try:
         node[parts[-1]] = _parse_value(leaf, text)
-    except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
+    except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ConfigurationError(origin, key, text, str(error)) from None
 
 

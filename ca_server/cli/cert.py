@@ -118,23 +118,7 @@ def revoke(
     """Revoke a certificate: OCSP shows it at once, the CRL is signed again."""
     if reason not in _REASONS:
         raise typer.BadParameter(f"one of {', '.join(_REASONS)}", param_hint="--reason")
-
-    async def work() -> RevokedCertificate:
-        record = await _find(home, settings, serial, issuer)
-        place, effective = open_settings(home, settings)
-        async with open_admin(place, effective) as admin:
-            return await admin.revoke(
-                RevocationRequest(
-                    issuer=record.issuer,
-                    serial=record.serial,
-                    reason=_REASONS[reason],
-                    requester_protocol="",
-                    requester_id="",
-                    authenticated_by="operator",
-                )
-            )
-
-    revoked = run(work())
+    revoked = run(_revoke(home, settings, serial, issuer, _REASONS[reason]))
     if json:
         print_json(
             {
@@ -146,6 +130,36 @@ def revoke(
         )
     else:
         sys.stdout.write(f"revoked {revoked.serial} of {revoked.issuer}: {revoked.reason.label}\n")
+
+
+@app.command("release")
+def release(
+    serial: SerialArgument,
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    issuer: IssuerOption = None,
+) -> None:
+    """Release a certificate from certificate-hold: it is good again, and leaves the CRL."""
+    released = run(_revoke(home, settings, serial, issuer, RevocationReason.REMOVE_FROM_CRL))
+    sys.stdout.write(f"released {released.serial} of {released.issuer}\n")
+
+
+async def _revoke(
+    home: Path, overrides: list[str], serial: str, issuer: str | None, reason: RevocationReason
+) -> RevokedCertificate:
+    record = await _find(home, overrides, serial, issuer)
+    place, settings = open_settings(home, overrides)
+    async with open_admin(place, settings) as admin:
+        return await admin.revoke(
+            RevocationRequest(
+                issuer=record.issuer,
+                serial=record.serial,
+                reason=reason,
+                requester_protocol="",
+                requester_id="",
+                authenticated_by="operator",
+            )
+        )
 
 
 async def _find(home: Path, overrides: list[str], serial: str, issuer: str | None) -> CertificateRecord:

@@ -176,7 +176,7 @@ class AdminPort(Protocol):
     """What an operator may ask of the core, through its admin socket or offline; the peer's uid is the actor."""
 
     async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
-        """Revoke as an operator."""
+        """Revoke as an operator. The reason REMOVE_FROM_CRL releases from hold; BAD_REVOCATION_REASON without one."""
 
     async def publish_crl(self, request: PublishCrl) -> Crl:
         """Sign and publish a CRL now. NOT_FOUND."""
@@ -318,7 +318,8 @@ class RevocationStore(Protocol):
     async def revoke(self, entry: RevokedEntry, issuer: str, events: Sequence[AuditEvent]) -> RevokedEntry | None:
         """Revoke a stored certificate; None when done, or the entry that stood before, unchanged.
 
-        A certificate that is revoked is changed only to KEY_COMPROMISE, or out of a hold. NOT_FOUND.
+        A certificate that is revoked is changed only to KEY_COMPROMISE, or out of a hold. REMOVE_FROM_CRL lifts a
+        hold, and is BAD_REVOCATION_REASON for a certificate that is not revoked. NOT_FOUND.
         """
 
     async def reserve_crl(self, issuer: str, issuer_key_id: int, partition: int, events: Sequence[AuditEvent]) -> int:
@@ -326,6 +327,9 @@ class RevocationStore(Protocol):
 
     async def revoked_entries(self, issuer: str, issuer_key_id: int, now: datetime) -> tuple[RevokedEntry, ...]:
         """Entries for a full CRL: revoked and not expired, or expired and not yet on a CRL since."""
+
+    async def has_unlisted(self, issuer_key_id: int, partition: int = 0) -> bool:
+        """Whether a revocation or the end of a hold was committed that the newest CRL does not surely show."""
 
     async def publish_crl(self, crl: Crl, events: Sequence[AuditEvent]) -> bool:
         """Store a signed CRL; false (and nothing stored) where one with a higher number stands."""

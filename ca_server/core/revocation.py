@@ -49,16 +49,17 @@ class Revocation:
         self._clock = clock
         self._observe = observe
 
-    async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
+    async def revoke(self, request: RevocationRequest, *, may_release: bool = False) -> RevokedCertificate:
         """Revoke (CorePort.revoke): committed when this returns; `revoked` is told, to sign the CRL again.
 
-        A certificate revoked before is ALREADY_REVOKED, but for a change to keyCompromise or out of a hold.
+        A certificate revoked before is ALREADY_REVOKED, but for a change to keyCompromise or out of a hold. Where
+        `may_release`, the reason removeFromCRL ends a hold: the next full list leaves the certificate out.
         """
         record = None
         try:
             record = await self._find(request)
             self._check_right(request, record)
-            await self._check_reason(record, request.reason)
+            await self._check_reason(record, request.reason, may_release=may_release)
             now = self._clock().replace(microsecond=0)
             await self._commit(request, record, now)
         except CaError as error:
@@ -66,7 +67,7 @@ class Revocation:
                 self._observe(request.reason.label, "denied")
                 await self._audit.append([self._event(request, EventType.REVOCATION_REFUSED, record, error)])
             raise
-        _log.info("revoked", issuer=record.issuer, serial=record.serial, reason=request.reason.label)
+        _log.info("revocation", issuer=record.issuer, serial=record.serial, reason=request.reason.label)
         self._observe(request.reason.label, "revoked")
         self._revoked(record)
         return RevokedCertificate(record.issuer, record.serial, now, request.reason)
@@ -94,9 +95,12 @@ class Revocation:
         if request.authenticated_by == "account" and asked_for_it != (request.requester_protocol, request.requester_id):
             raise CaError(ErrorKind.UNAUTHORIZED, "another requester's certificate", rule="revocation.right")
 
-    async def _check_reason(self, record: CertificateRecord, reason: RevocationReason) -> None:
+    async def _check_reason(self, record: CertificateRecord, reason: RevocationReason, *, may_release: bool) -> None:
         if reason is RevocationReason.REMOVE_FROM_CRL:
-            raise CaError(ErrorKind.BAD_REVOCATION_REASON, "removeFromCRL is for delta CRLs only")
+            if not may_release:
+                raise CaError(ErrorKind.BAD_REVOCATION_REASON, "operators alone release a certificate from hold")
+            if record.revocation_reason is not RevocationReason.CERTIFICATE_HOLD:
+                raise CaError(ErrorKind.BAD_REVOCATION_REASON, "the certificate is not on hold")
         if reason is RevocationReason.CERTIFICATE_HOLD:
             profile = await self._profiles.by_hash(record.profile_hash) if record.profile_hash else None
             if profile is None or not profile.allow_hold:

@@ -173,7 +173,7 @@ class AdminService:
             request_id=request.request_id,
             invalidity_date=request.invalidity_date,
         )
-        return await self._revocation.revoke(asked)
+        return await self._revocation.revoke(asked, may_release=True)
 
     async def publish_crl(self, request: PublishCrl) -> Crl:
         self._gate.check()

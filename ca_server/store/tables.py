@@ -197,8 +197,8 @@ certificates = Table(
     Column("revoked_at", UtcTime, nullable=True),
     Column("revocation_reason", Integer, nullable=True),
     Column("invalidity_date", UtcTime, nullable=True),
-    # The last CRL number drawn when the revocation was committed: every later list has the entry.
-    Column("revoked_after_crl", BigInteger, nullable=True),
+    # The last CRL number drawn when revocation, or release from hold, was committed: every later list shows it.
+    Column("changed_after_crl", BigInteger, nullable=True),
     # The list that showed the entry after the certificate expired: later ones leave it out (RFC 5280 section 3.3).
     Column("last_crl", BigInteger, nullable=True),
     Column("not_before", UtcTime, nullable=False),
@@ -226,6 +226,14 @@ certificates = Table(
         "id",
         sqlite_where=text("revoked_at IS NOT NULL AND last_crl IS NULL"),
         postgresql_where=text("revoked_at IS NOT NULL AND last_crl IS NULL"),
+    ),
+    Index(
+        "ix_certificates_changed",
+        "issuer_key_id",
+        "crl_partition",
+        "changed_after_crl",
+        sqlite_where=text("changed_after_crl IS NOT NULL"),
+        postgresql_where=text("changed_after_crl IS NOT NULL"),
     ),
 )
 

@@ -216,7 +216,7 @@ def _create_issuance() -> None:
         sa.Column("revoked_at", _TIME, nullable=True),
         sa.Column("revocation_reason", sa.Integer(), nullable=True),
         sa.Column("invalidity_date", _TIME, nullable=True),
-        sa.Column("revoked_after_crl", sa.BigInteger(), nullable=True),
+        sa.Column("changed_after_crl", sa.BigInteger(), nullable=True),
         sa.Column("last_crl", sa.BigInteger(), nullable=True),
         sa.Column("not_before", _TIME, nullable=False),
         sa.Column("not_after", _TIME, nullable=False),
@@ -260,6 +260,14 @@ def _create_issuance() -> None:
         unique=False,
         sqlite_where=sa.text("revoked_at IS NOT NULL AND last_crl IS NULL"),
         postgresql_where=sa.text("revoked_at IS NOT NULL AND last_crl IS NULL"),
+    )
+    op.create_index(
+        "ix_certificates_changed",
+        "certificates",
+        ["issuer_key_id", "crl_partition", "changed_after_crl"],
+        unique=False,
+        sqlite_where=sa.text("changed_after_crl IS NOT NULL"),
+        postgresql_where=sa.text("changed_after_crl IS NOT NULL"),
     )
     op.create_index("ix_certificates_spki_sha256", "certificates", ["spki_sha256"], unique=False)
     op.create_table(
