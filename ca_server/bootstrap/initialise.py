@@ -11,7 +11,7 @@ import tomlkit
 
 from ca_server.bootstrap.core import CoreRuntime
 from ca_server.bootstrap.logkey import write_log_key
-from ca_server.bootstrap.resources import shipped_configuration
+from ca_server.bootstrap.resources import shipped_configuration, shipped_softhsm
 from ca_server.bootstrap.stores import database_url
 from ca_server.bootstrap.token import module_path
 from ca_server.bootstrap.users import check_reachable, create_folders, hand_over, resolve_users, write_private
@@ -113,6 +113,7 @@ def _make_token(home: Home, settings: Settings, choices: InitialChoices) -> None
     pin_path = Path(settings.token.pin_file) if settings.token.pin_file else home.pin_file
     initialize_softhsm(
         module=module,
+        template=(shipped_softhsm() / "softhsm2.conf").read_text("utf-8"),
         configuration=home.softhsm_configuration,
         token_directory=home.tokens,
         label=settings.token.label,
