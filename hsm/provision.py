@@ -13,6 +13,7 @@ __all__ = ["generate_pin", "initialize_softhsm"]
 
 TOKENS = "{tokens}"
 """What stands for the token directory in the template of SoftHSM2's configuration."""
+_PIN_RANGE = "the token does not take this PIN; choose one of 4 to 255 characters"
 
 
 def initialize_softhsm(
@@ -52,6 +53,8 @@ def initialize_softhsm(
         token = library.get_token(token_label=label)
         with token.open(rw=True, so_pin=so_pin.decode()) as session:
             session.init_pin(user_pin.decode())
+    except (pkcs11.PinLenRange, pkcs11.PinInvalid):
+        raise ConfigurationError("token", "PIN", None, _PIN_RANGE) from None
     except pkcs11.PKCS11Error as error:
         raise unavailable(error) from None
     finally:

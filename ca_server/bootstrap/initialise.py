@@ -105,7 +105,7 @@ def _make_token(home: Home, settings: Settings, choices: InitialChoices) -> None
     module = module_path(home, settings)
     own_pin = not settings.token.pin_environment and not settings.token.pin_file
     if own_pin and not home.pin_file.exists():
-        write_private(home.pin_file, _chosen_pin(choices) or generate_pin().encode())
+        write_private(home.pin_file, chosen_pin(choices) or generate_pin().encode())
     if settings.token.module:
         return
     if not home.so_pin_file.exists():
@@ -124,7 +124,8 @@ def _make_token(home: Home, settings: Settings, choices: InitialChoices) -> None
     )
 
 
-def _chosen_pin(choices: InitialChoices) -> bytes | None:
+def chosen_pin(choices: InitialChoices) -> bytes | None:
+    """The PIN of the file or the environment variable; None where neither gives one. ConfigurationError."""
     if choices.pin_file is not None:
         try:
             pin = choices.pin_file.read_bytes().strip()

@@ -157,7 +157,7 @@ async def test_labels_are_those_of_private_keys(stocked: Place, open_store: Open
     assert await store.labels() == tuple(sorted(label_of(algorithm) for algorithm in KeyAlgorithm))
 
 
-# --- Exactly one match ---------------------------------------------------------------------------------------------
+# --- Exactly one match ----------------------------------------------------------------------------------------------
 
 
 async def test_no_key_of_a_label(keys: TokenKeyStore) -> None:
@@ -245,7 +245,7 @@ async def test_a_key_of_a_kind_that_is_not_supported(place: Place, open_store: O
     assert refused.value.kind is ErrorKind.CONFLICT
 
 
-# --- Delete, random, uses ------------------------------------------------------------------------------------------
+# --- Delete, random, uses -------------------------------------------------------------------------------------------
 
 
 async def test_delete(place: Place, keys: TokenKeyStore) -> None:

@@ -119,7 +119,7 @@ async def test_a_new_rsa_key_does_not_hold_up_signatures(keys: TokenKeyStore, mo
     await check_signs(await making)
 
 
-# --- Limits --------------------------------------------------------------------------------------------------------
+# --- Limits ---------------------------------------------------------------------------------------------------------
 
 
 async def test_queue_limit(place: Place, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ async def test_a_closed_store_refuses(place: Place, open_store: OpenStore) -> No
     assert refused.value.kind is ErrorKind.UNAVAILABLE
 
 
-# --- A slow token --------------------------------------------------------------------------------------------------
+# --- A slow token ---------------------------------------------------------------------------------------------------
 
 
 async def test_half_a_second_for_every_signature(

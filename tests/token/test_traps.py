@@ -131,7 +131,7 @@ async def test_the_session_that_logged_in_is_closed(stocked: Place, open_store: 
     assert store._token.generation == 2
 
 
-# --- 5. A session copy signs on after the token is gone --------------------------------------------------------------
+# --- 5. A session copy signs on after the token is gone -------------------------------------------------------------
 
 
 async def test_the_session_copy_is_as_closed_as_its_original(stocked: Place, open_store: OpenStore) -> None:
@@ -170,7 +170,7 @@ async def test_within_the_probe_interval_the_copy_signs_alone(stocked: Place, op
         await store.probe()
 
 
-# --- 6. Mechanisms that SoftHSM2 lacks: see test_keys.py for the signatures -------------------------------------------
+# --- 6. Mechanisms that SoftHSM2 lacks: see test_keys.py for the signatures -----------------------------------------
 
 
 def test_the_shipped_configuration_does_not_log_for_debugging() -> None:
@@ -187,7 +187,7 @@ def test_the_shipped_configuration_does_not_log_for_debugging() -> None:
     }
 
 
-# --- 7. Sessions don't cross a fork: every process opens the token itself ---------------------------------------------
+# --- 7. Sessions don't cross a fork: every process opens the token itself -------------------------------------------
 
 
 def test_a_process_spawned_while_the_token_is_open_opens_it_too(stocked: Place, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_process_spawned_while_the_token_is_open_opens_it_too(stocked: Place, 
     assert "both signed" in stocked.run(sys.executable, program, stocked.folder)
 
 
-# --- And the PIN is nobody's business --------------------------------------------------------------------------------
+# --- And the PIN is nobody's business -------------------------------------------------------------------------------
 
 
 async def test_nothing_shows_the_pin(stocked: Place, open_store: OpenStore) -> None:
