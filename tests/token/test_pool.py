@@ -158,6 +158,19 @@ async def test_time_limit(place: Place, open_store: OpenStore, monkeypatch: pyte
     await check_signs(key)
 
 
+async def test_making_a_key_may_take_longer(
+    place: Place, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large RSA key takes a token longer than any signature, and a ceremony is not begun again lightly."""
+    store = await open_store(place, timeout=0.2)
+    gate = Gate().install(monkeypatch)
+    making = asyncio.create_task(store.generate("key", KeyAlgorithm.P256))
+    await until(gate.entered.is_set)
+    await asyncio.sleep(0.4)
+    gate.open.set()
+    await check_signs(await making)
+
+
 async def test_a_cancelled_caller(keys: TokenKeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its work is not begun, or its result dropped; the others get theirs, and the queue's count is right after."""
     key = await keys.generate("key", KeyAlgorithm.P256)
@@ -218,6 +231,27 @@ async def test_closing_finishes_what_waits(
     for signature in await asyncio.gather(*waiting):
         check_signature(key, signature, b"x")
     await closing
+
+
+async def test_a_module_is_not_finalised_under_an_operation(
+    place: Place, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs in the token when the process ends: to finalise then would crash instead of ending it."""
+    store = await open_store(place, timeout=0.3)
+    key = await store.generate("key", KeyAlgorithm.P256)
+    gate = Gate().install(monkeypatch)
+    hanging = asyncio.create_task(key.sign(b"x"))
+    await until(gate.entered.is_set)
+    finalised: list[bool] = []
+    module = store._token._module
+    monkeypatch.setattr(module, "finalise", lambda: finalised.append(gate.open.is_set()))
+    await store.close()
+    assert finalised == []
+    with pytest.raises(CaError):
+        await hanging
+    gate.open.set()
+    await until(lambda: store._token._users == 0)
+    monkeypatch.undo()
 
 
 async def test_a_closed_store_refuses(place: Place, open_store: OpenStore) -> None:
