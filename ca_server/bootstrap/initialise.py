@@ -11,7 +11,7 @@ import tomlkit
 
 from ca_server.bootstrap.core import AnchorAcceptance, CoreRuntime
 from ca_server.bootstrap.logkey import write_log_key
-from ca_server.bootstrap.resources import shipped_configuration
+from ca_server.bootstrap.resources import shipped_configuration, shipped_softhsm
 from ca_server.bootstrap.stores import database_url
 from ca_server.bootstrap.token import module_path, pin_source
 from ca_server.bootstrap.users import check_reachable, create_folders, hand_over, resolve_users, write_private
@@ -113,6 +113,7 @@ def _make_token(home: Home, settings: Settings, choices: InitialChoices) -> None
         write_private(home.so_pin_file, generate_pin().encode())
     initialize_softhsm(
         module=module,
+        template=(shipped_softhsm() / "softhsm2.conf").read_text("utf-8"),
         configuration=home.softhsm_configuration,
         token_directory=home.tokens,
         label=settings.token.label,
@@ -126,7 +127,7 @@ def _keep_pin(home: Home, settings: Settings, choices: InitialChoices) -> None:
 
     A PIN that was drawn is a wrong PIN for a token that somebody else made, and a token counts those.
     """
-    chosen = _chosen_pin(choices)
+    chosen = chosen_pin(choices)
     if chosen is not None:
         home.pin_file.unlink(missing_ok=True)
         write_private(home.pin_file, chosen.encode())
@@ -138,7 +139,8 @@ def _keep_pin(home: Home, settings: Settings, choices: InitialChoices) -> None:
         write_private(home.pin_file, generate_pin().encode())
 
 
-def _chosen_pin(choices: InitialChoices) -> str | None:
+def chosen_pin(choices: InitialChoices) -> str | None:
+    """The PIN of the file or the environment variable; None where neither gives one. ConfigurationError."""
     if choices.pin_file is not None:
         source = PinSource.from_file(choices.pin_file)
     elif os.environ.get(choices.pin_environment, "").strip():
