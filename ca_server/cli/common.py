@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ca_server.settings import Home, Settings, load_settings
+from ca_server.configuration import load_settings
+from ca_server.settings import Home, Settings
 
 T = TypeVar("T")
 
