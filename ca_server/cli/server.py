@@ -50,6 +50,9 @@ def init(
     PINs come from a file or the environment variable CA_SERVER_PIN, never from an argument; where none is given a
     strong one is made and kept in core/pin, readable by the owner alone. Options are written to ca-server.toml;
     --set is for this run alone.
+
+    - `ca-server init --external-host ca.corp.example --allow-domain corp.example`
+    - `ca-server init --home /var/lib/ca-server --pin-file /run/secrets/pin`
     """
     place = home_at(home)
     if if_missing and is_initialised(place):
@@ -74,6 +77,9 @@ def serve(
     """Serve this home until SIGTERM; SIGHUP reads the profiles again.
 
     Prints where directory, CRL, OCSP and root certificate are, and a certbot line to copy.
+
+    - `ca-server serve`
+    - `ca-server serve --fronts 2 --set log.format=console`
     """
     overrides = [*settings]
     if https_port is not None:
