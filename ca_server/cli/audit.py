@@ -186,7 +186,7 @@ def _show(events: tuple[LoggedEvent, ...], *, json: bool, header: bool = True) -
     rows = []
     for event in events:
         members = leaf_members(event.leaf)
-        about = members.get("serial") or members.get("object") or ""
+        about = members.get("serial") or members.get("object") or members.get("issuer") or ""
         told = members.get("rule") or ""
         reason = members.get("reason") or ""
         rows.append(

@@ -18,7 +18,10 @@ from ca_server.store.inventory import SqlInventory
 
 _MOST_EVENTS = 1000
 _DIGITS = frozenset("0123456789abcdef")
-_EVENT_MEMBERS = ("time", "type", "outcome", "actor", "authenticated_by", "source", "request_id", "reason", "rule")
+_EVENT_MEMBERS = (
+    *("time", "type", "outcome", "actor", "authenticated_by"),
+    *("source", "request_id", "reason", "rule", "extra"),
+)
 
 
 async def found_by_serial(inventory: SqlInventory, serial: str, issuer: str | None) -> CertificateRecord:
@@ -90,6 +93,7 @@ def description(
     fields: dict[str, object] = {
         **summary(record),
         "authenticated_by": stored.get("authenticated_by"),
+        "validated_by": _evidence(stored),
         "source": stored.get("source"),
         "request_id": stored.get("request_id"),
         "key": _key_name(certificate.public_key()),
@@ -108,6 +112,12 @@ def description(
             "on_crl": _crl_number(crl, certificate.serial_number),
         }
     return fields
+
+
+def _evidence(event: dict[str, object]) -> object:
+    """By which challenges the names were validated."""
+    extra = event.get("extra")
+    return extra.get("validated_by") if isinstance(extra, dict) else None
 
 
 def _newest(events: Sequence[dict[str, object]], *kinds: EventType) -> dict[str, object]:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ca_server.bootstrap.initialise import InitialChoices, initialise, is_initialised
-from ca_server.bootstrap.process import run_core, run_front, run_single
 from ca_server.bootstrap.serve import serve_home
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, SetOption, home_at, open_settings, run
 from ca_server.domain.errors import ConfigurationError
@@ -96,6 +95,8 @@ def serve(
     if not is_initialised(place):
         raise ConfigurationError(str(place.path), "home", None, "is not initialised; run 'ca-server init' first")
     if single_process:
+        from ca_server.bootstrap.process import run_single  # noqa: PLC0415 - half of every command's start
+
         sys.exit(run_single(place, effective))
     sys.exit(serve_home(place, effective, overrides))
 
@@ -107,6 +108,8 @@ def process(
     index: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Run one process of a server: for the supervisor alone."""
+    from ca_server.bootstrap.process import run_core, run_front  # noqa: PLC0415 - half of every command's start
+
     place, effective = open_settings(home, settings)
     if role == "core":
         sys.exit(run_core(place, effective))

@@ -112,8 +112,11 @@ def _noun(info: types.Type) -> str:
 
 
 def _range(info: types.IntType | types.FloatType) -> str:
-    lowest = f" above {info.gt:g}" if info.gt is not None else f" from {info.ge:g}" if info.ge is not None else ""
-    return lowest if info.le is None else f"{lowest} up to {info.le:.12g}"
+    highest = "" if info.le is None else f"{info.le:.12g}"
+    if info.gt is not None:
+        return f" above {info.gt:g}" + (f", {highest} at most" if highest else "")
+    lowest = "" if info.ge is None else f" from {info.ge:g}"
+    return lowest + (f" to {highest}" if highest else "")
 
 
 _PATTERNS = {
