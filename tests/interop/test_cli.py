@@ -22,6 +22,7 @@ from interoplib.tools import run
 from interoplib.web import ChallengeServer
 
 NAMES = ("one.cli.test", "two.cli.test", "three.cli.test", "four.cli.test", "five.cli.test", "six.other.test")
+HELD = "held.hold.test"
 ACTOR = f"uid:{os.getuid()}"
 UNKNOWN_SERIAL = "7f" * 19
 
@@ -34,12 +35,16 @@ def operated(
     folder = open_folder("cli")
     server = Server(ca_server_command, folder, surroundings.settings)
     server.init()
+    profile = server.home / "profiles" / "short.toml"
+    profile.write_text("allow_hold = true\n" + profile.read_text())
     server.start()
     with ChallengeServer(folder / "www", surroundings.http_01_port) as web:
         client = AcmeClient(server.directory, server.root).register()
         enrollment = Enrollment(client, web, surroundings.dns)
         for name in NAMES:
             enrollment.certificate(folder, name)
+        short = AcmeClient(server.directory.replace("/directory", "/short/directory"), server.root).register()
+        Enrollment(short, web, surroundings.dns).certificate(folder, HELD)
     yield server
     if server.process is not None:
         assert server.stop() == 0, server.log_tail()
@@ -197,9 +202,9 @@ def names_of(listed: list[dict[str, Any]]) -> set[str]:
         ("--name .cli.test", NAMES[:5]),
         ("--name .cli.test --issuer root", ()),
         ("--name .test --profile default", NAMES),
-        ("--name .test --profile short", ()),
-        ("--name .test --expiring-within 13w", NAMES),
-        ("--name .test --expiring-within 80d", ()),
+        ("--name .test --profile short", (HELD,)),
+        ("--name .test --expiring-within 13w", (*NAMES, HELD)),
+        ("--name .test --expiring-within 80d", (HELD,)),
         ("--name .test --status expired", ()),
     ],
 )
@@ -331,13 +336,13 @@ def test_cert_revoke(server: Server) -> None:
     assert serial in column(server.cli("crl", "show", "issuing").stdout)
 
 
-def wait_for_entry(server: Server, serial: str) -> x509.RevokedCertificate:
+def wait_for_entry(server: Server, serial: str, *, gone: bool = False) -> Any:
     """The running server signs its CRL a moment later; a stopped one has none to wait for."""
     for _ in range(100 if server.process else 1):
         entry = crl_of(server).get_revoked_certificate_by_serial_number(int(serial, 16))
-        if entry is not None:
+        if (entry is None) is gone:
             return entry
-    pytest.fail("the revoked certificate is not on the CRL")
+    pytest.fail("the CRL does not show it")
 
 
 def test_revoking_twice(server: Server) -> None:
@@ -359,6 +364,25 @@ def test_wrong_reason(server: Server, reason: str, code: int) -> None:
         refused = events(server, "--serial", serial, "--type", "revocation.refused")[-1]
         assert (refused["actor"], refused["rule"]) == (ACTOR, "profile.allow_hold")
     assert told(server, "cert", "show", serial)["status"] == "valid"
+
+
+def test_hold_and_release(server: Server) -> None:
+    """Off the list again, and the whole story on record."""
+    serial = serial_of(server, HELD)
+    assert "not on hold" in refusal(server, "cert", "release", serial, code=1)
+    server.cli("cert", "revoke", serial, "--reason", "certificate-hold")
+    assert told(server, "cert", "show", serial)["revocation_reason"] == "certificate-hold"
+    wait_for_entry(server, serial)
+    assert told(server, "cert", "release", serial) == {"issuer": "issuing", "serial": serial, "status": "valid"}
+    assert told(server, "cert", "show", serial)["status"] == "valid"
+    wait_for_entry(server, serial, gone=True)
+    story = events(server, "--serial", serial, "--type", "certificate.revoked")[-2:]
+    assert [(event["actor"], event["reason"]) for event in story] == [
+        (ACTOR, "certificate-hold"),
+        (ACTOR, "remove-from-crl"),
+    ]
+    server.cli("cert", "revoke", serial, "--reason", "certificate-hold")
+    assert server.cli("cert", "release", serial).stdout == f"released {serial} of issuing\n"
 
 
 def test_crl_publish(server: Server) -> None:

@@ -48,6 +48,8 @@ EXAMPLES = [line for name in LEAVES for line in EXAMPLE.findall(COMMANDS[name].h
 def server(ca_server_command: Path, open_folder: Callable[[str], Path]) -> Iterator[Server]:
     server = Server(ca_server_command, open_folder("help"))
     server.init()
+    profile = server.home / "profiles" / "ocsp-responder.toml"
+    profile.write_text("allow_hold = true\n" + profile.read_text())
     server.start()
     yield server
     assert server.stop() == 0, server.log_tail()
@@ -65,6 +67,7 @@ def test_all_commands_are_there() -> None:
         "cert show",
         "cert export",
         "cert revoke",
+        "cert release",
         "crl publish",
         "crl show",
         "eab create",
@@ -132,6 +135,10 @@ def test_examples_run(server: Server, tmp_path: Path, example: str) -> None:
     if "SERIAL" in example:
         listed = told(server, "cert", "list", "--status", "valid", "--profile", "listener")
         line = example.replace("SERIAL", listed[0]["serial"])
+    if "HELD" in example:
+        held = told(server, "cert", "list", "--status", "valid", "--profile", "ocsp-responder")[0]["serial"]
+        server.cli("cert", "revoke", held, "--reason", "certificate-hold")
+        line = example.replace("HELD", held)
     if "KID" in example:
         line = example.replace("KID", told(server, "eab", "create")["kid"])
     output = shell(server, line, tmp_path)
