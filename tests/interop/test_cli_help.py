@@ -48,7 +48,7 @@ EXAMPLES = [line for name in LEAVES for line in EXAMPLE.findall(COMMANDS[name].h
 def server(ca_server_command: Path, open_folder: Callable[[str], Path]) -> Iterator[Server]:
     server = Server(ca_server_command, open_folder("help"))
     server.init()
-    profile = server.home / "profiles" / "ocsp-responder.toml"
+    profile = server.home / "profiles" / "listener.toml"
     profile.write_text("allow_hold = true\n" + profile.read_text())
     server.start()
     yield server
@@ -133,10 +133,10 @@ def test_examples_run(server: Server, tmp_path: Path, example: str) -> None:
         return
     line = example
     if "SERIAL" in example:
-        listed = told(server, "cert", "list", "--status", "valid", "--profile", "listener")
+        listed = told(server, "cert", "list", "--status", "valid", "--profile", "ocsp-responder")
         line = example.replace("SERIAL", listed[0]["serial"])
     if "HELD" in example:
-        held = told(server, "cert", "list", "--status", "valid", "--profile", "ocsp-responder")[0]["serial"]
+        held = told(server, "cert", "list", "--status", "valid", "--profile", "listener")[0]["serial"]
         server.cli("cert", "revoke", held, "--reason", "certificate-hold")
         line = example.replace("HELD", held)
     if "KID" in example:
