@@ -90,7 +90,7 @@ def verify(
 
 @app.command("accept-anchor")
 def accept_anchor(
-    reason: Annotated[str, typer.Option("--reason", help="Why; it is on record.", show_default=False)],
+    reason: Annotated[str, typer.Option("--reason", help="Why: it is on record.", show_default=False)],
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
 ) -> None:
@@ -100,6 +100,8 @@ def accept_anchor(
     missing. Restore the newer database if there is one. If there is none: revoke again what was revoked since (the
     export of the log tells), then run this. It writes an event with your reason and with what the anchor said, and
     anchors what the database has now.
+
+    - `ca-server audit accept-anchor --reason "restored after the fire, ticket 42"`
     """
 
     async def work() -> str:

@@ -15,6 +15,7 @@ from ca_server.settings import Home, Settings
 
 _OTHERS = 0o007
 _GROUP_AND_OTHERS = 0o077
+_GROUP_WRITE = 0o020
 _OTHERS_WRITE = 0o022
 
 
@@ -39,7 +40,8 @@ def permissions(home: Home, settings: Settings) -> Iterator[Check]:
     for path in _listed(home.tls, "*.pem"):
         yield _mode(path, _GROUP_AND_OTHERS, owner=front)
     yield _mode(home.data, _OTHERS, owner=core)
-    yield _mode(home.run, _OTHERS, owner=core)
+    yield _mode(home.run, _OTHERS | _GROUP_WRITE, owner=core)
+    yield _mode(home.metrics, _OTHERS, owner=core)
     for path in (home.configuration, home.profiles, *_listed(home.profiles, "*.toml"), home.log_key):
         check = _mode(path, _OTHERS_WRITE)
         # Files that anybody may read are many, and told only where something is wrong with them.

@@ -54,10 +54,8 @@ async def anchor(home: Home, settings: Settings, stores: Stores) -> Check:
     path = Path(settings.audit.anchor) if settings.audit.anchor else home.anchor
     name = "audit log"
     try:
-        if await FileAnchor(path).read() is None:
-            return warning(name, f"no anchor at {path}; the running server writes one")
         keys = read_log_keys(home.log_key)
-        mismatch = await check_anchor(stores.audit, FileAnchor(path), keys[-1])
+        mismatch = await check_anchor(stores.audit, FileAnchor(path), keys[-1], required=True)
     except CaError as error:
         if isinstance(error.__cause__, PermissionError):
             return warning(name, "the anchor is not visible to this user; run as root")
@@ -65,7 +63,7 @@ async def anchor(home: Home, settings: Settings, stores: Stores) -> Check:
     except ConfigurationError as error:
         return bad(name, str(error))
     if mismatch is not None:
-        return bad(name, f"{mismatch}; see docs/security.md")
+        return bad(name, f"{mismatch}; restore the newer database, or see ca-server audit accept-anchor --help")
     latest = await stores.audit.latest_checkpoint()
     return good(name, f"extends its anchor, {latest[0].size if latest else 0} leaves")
 
