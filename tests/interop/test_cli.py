@@ -118,7 +118,9 @@ def test_init_takes_a_pin(ca_server_command: Path, open_folder: Callable[[str], 
     assert {check["name"]: check["verdict"] for check in told(server, "doctor")}["token"] == "good"
 
 
-@pytest.mark.parametrize(("text", "told_of"), [("123", "PIN"), ("", "PIN"), ("1" * 256, "PIN"), (None, "--pin-file")])
+@pytest.mark.parametrize(
+    ("text", "told_of"), [("123", "PIN"), ("", "PIN"), ("1" * 256, "PIN"), (None, "can't be read")]
+)
 def test_init_refuses_a_pin(
     ca_server_command: Path, open_folder: Callable[[str], Path], text: str | None, told_of: str
 ) -> None:
