@@ -476,6 +476,7 @@ class CoreRuntime:
             return
         with suppress(CaError):
             # What was revoked by an offline command, or just before the end.
+            await self.publisher.flush()
             await self.publisher.refresh_due()
         with suppress(CaError):
             await self.record_counts()

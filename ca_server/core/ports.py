@@ -410,8 +410,13 @@ class CoordinationStore(Protocol):
     async def heartbeat(self, fence: Fence, now: datetime, lease: timedelta) -> bool:
         """Prolong the node's lease; false where a newer boot of the node exists."""
 
-    async def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease | None:
-        """Take or prolong a lease; None where another holds it and it has not run out."""
+    async def acquire_lease(
+        self, name: str, holder: str, now: datetime, duration: timedelta, *, node: str | None = None
+    ) -> Lease | None:
+        """Take or prolong a lease; None where another holds it and it has not run out.
+
+        With `node`, what a holder of the name `NODE/...` had is taken at once: an earlier boot, which was fenced off.
+        """
 
     async def release_lease(self, lease: Lease) -> None:
         """Give a lease back."""
