@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from ca_server import telemetry
 from ca_server.bootstrap.version import SOFTWARE
-from ca_server.cli import audit, cert, config, crl, doctor, eab, issuer, server
+from ca_server.cli import audit, cert, config, crl, doctor, eab, issuer, key, server
 from ca_server.cli.common import fail
 from ca_server.domain.errors import CaError, ConfigurationError
 
@@ -33,6 +33,7 @@ app.add_typer(issuer.app, name="issuer")
 app.add_typer(cert.app, name="cert")
 app.add_typer(crl.app, name="crl")
 app.add_typer(eab.app, name="eab")
+app.add_typer(key.app, name="key")
 app.add_typer(audit.app, name="audit")
 app.add_typer(config.app, name="config")
 doctor.register(app)

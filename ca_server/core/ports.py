@@ -13,6 +13,7 @@ from typing import Protocol
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration, EabKey
 from ca_server.domain.audit import AuditEvent, Checkpoint, EventType
 from ca_server.domain.certificates import (
+    BlockedKey,
     CertificateRecord,
     Crl,
     IssuedCertificate,
@@ -154,6 +155,21 @@ class DisableEab:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockKey:
+    """Certify a public key no more; `spki_sha256` are 32 octets."""
+
+    spki_sha256: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnblockKey:
+    """Certify a public key again."""
+
+    spki_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """Whether anything was changed."""
 
@@ -186,6 +202,12 @@ class AdminPort(Protocol):
 
     async def disable_eab(self, request: DisableEab) -> Done:
         """Disable an external account key."""
+
+    async def block_key(self, request: BlockKey) -> Done:
+        """Put a public key on the blocklist. MALFORMED where the hash has not 32 octets."""
+
+    async def unblock_key(self, request: UnblockKey) -> Done:
+        """Take a public key off the blocklist."""
 
     async def reload(self, request: Reload) -> Reloaded:
         """Read the profiles again; the old ones stay where the new are wrong (MALFORMED says why)."""
@@ -310,6 +332,15 @@ class IssuanceStore(Protocol):
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         """Whether a public key is on the blocklist."""
+
+    async def blocked_keys(self) -> tuple[BlockedKey, ...]:
+        """The blocklist, newest first."""
+
+    async def block_spki(self, key: BlockedKey, events: Sequence[AuditEvent]) -> bool:
+        """Put a public key on the blocklist; false (and no events) where it was there."""
+
+    async def unblock_spki(self, spki_sha256: bytes, events: Sequence[AuditEvent]) -> bool:
+        """Take a public key off the blocklist; false (and no events) where it was not there."""
 
 
 class RevocationStore(Protocol):

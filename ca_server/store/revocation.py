@@ -14,9 +14,10 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.domain.audit import AuditEvent
-from ca_server.domain.certificates import Crl, RevocationReason, RevokedEntry
+from ca_server.domain.certificates import BlockedKey, Crl, RevocationReason, RevokedEntry
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.audit import insert_events
+from ca_server.store.certificates import insert_blocked
 from ca_server.store.database import Database
 from ca_server.store.statements import insert_dialect
 from ca_server.store.tables import certificates, crl_numbers, crls, issuer_keys, issuers
@@ -30,6 +31,7 @@ _FIND = (
         certificates.c.revoked_at,
         certificates.c.revocation_reason,
         certificates.c.invalidity_date,
+        certificates.c.spki_sha256,
     )
     .join_from(certificates, issuers, issuers.c.id == certificates.c.issuer_id)
     .where(certificates.c.serial == bindparam("serial"), issuers.c.name == bindparam("issuer"))
@@ -239,6 +241,9 @@ def _revoke(connection: Connection, entry: RevokedEntry, issuer: str) -> Revoked
     if lifts_hold:
         values |= {"at": None, "reason": None, "invalid_since": None}
     connection.execute(_SET_REVOCATION, values)
+    if entry.reason is RevocationReason.KEY_COMPROMISE:
+        why = f"certificate {entry.serial} of {issuer} was revoked for it"
+        insert_blocked(connection, BlockedKey(row.spki_sha256, why, entry.revoked_at))
     return None
 
 

@@ -1,5 +1,6 @@
 """The command line, as operators and their scripts use it: beside a running server and without one."""
 
+import hashlib
 import json
 import os
 import pty
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from interoplib.acme import AcmeClient
 from interoplib.commands import column, lines_of, refusal, rows, told
 from interoplib.enrollment import Enrollment, Surroundings
@@ -21,8 +23,16 @@ from interoplib.server import Server
 from interoplib.tools import run
 from interoplib.web import ChallengeServer
 
-NAMES = ("one.cli.test", "two.cli.test", "three.cli.test", "four.cli.test", "five.cli.test", "six.other.test")
-HELD = ("one.hold.test", "two.hold.test")
+NAMES = (
+    "one.cli.test",
+    "two.cli.test",
+    "three.cli.test",
+    "four.cli.test",
+    "five.cli.test",
+    "again.cli.test",
+    "six.other.test",
+)
+HELD = ("one.hold.test", "two.hold.test", "three.hold.test")
 """Names of certificates that may be put on hold."""
 ACTOR = f"uid:{os.getuid()}"
 UNKNOWN_SERIAL = "7f" * 19
@@ -203,7 +213,7 @@ def names_of(listed: list[dict[str, Any]]) -> set[str]:
     ("criteria", "found"),
     [
         ("--name one.cli.test", NAMES[:1]),
-        ("--name .cli.test", NAMES[:5]),
+        ("--name .cli.test", NAMES[:6]),
         ("--name .cli.test --issuer root", ()),
         ("--name .test --profile default", NAMES),
         ("--name .test --profile short", HELD),
@@ -372,7 +382,8 @@ def test_wrong_reason(server: Server, reason: str, code: int) -> None:
 
 def test_hold(server: Server) -> None:
     """Where the profile allows it; out of a hold the certificate is revoked for good."""
-    serial = serial_of(server, HELD[1])
+    found = [server.certificates(name)[0] for name in HELD[1:]]
+    serial = next(row["serial"] for row in found if row["status"] == "valid")
     server.cli("cert", "revoke", serial, "--reason", "certificate-hold")
     assert told(server, "cert", "show", serial)["revocation_reason"] == "certificate-hold"
     wait_for_entry(server, serial)
@@ -413,6 +424,37 @@ def test_crl_publish(server: Server) -> None:
     assert (event["actor"], event["extra"]["number"]) == (ACTOR, str(published["number"]))
     human = rows(server.cli("crl", "publish", "root").stdout)
     assert ["number", str(published["number"] + 1)] in [[cell.strip() for cell in row] for row in human]
+
+
+# --- Blocked keys -------------------------------------------------------------------------------------------------
+
+
+def test_blocklist(server: Server, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    file = tmp_path / "leaked.pem"
+    file.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    digest = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    assert server.cli("key", "block", str(file), "--reason", "leaked").stdout == f"blocked: {digest}\n"
+    assert server.cli("key", "block", digest, "--reason", "again").stdout == f"was blocked already: {digest}\n"
+    assert (digest, "leaked") in {(row["spki_sha256"], row["reason"]) for row in told(server, "key", "list")}
+    assert digest in server.cli("key", "list").stdout
+    assert server.cli("key", "unblock", digest.upper()).stdout == f"unblocked: {digest}\n"
+    assert refusal(server, "key", "unblock", digest, code=1) == f"ca-server: this key is not blocked: {digest}"
+    story = events(server, "--object", f"spki:{digest}")
+    assert [(event["type"], event["actor"], event.get("reason")) for event in story] == [
+        ("key.blocked", ACTOR, "leaked"),
+        ("key.unblocked", ACTOR, None),
+    ]
+    assert "can't be read" in refusal(server, "key", "block", "nowhere.pem", "--reason", "x", code=1)
+    file.write_text("no key")
+    assert "no public key" in refusal(server, "key", "block", str(file), "--reason", "x", code=1)
+
+
+def test_a_compromised_key_is_blocked(server: Server) -> None:
+    serial = fresh(server)
+    server.cli("cert", "revoke", serial, "--reason", "key-compromise")
+    spki = told(server, "cert", "show", serial)["spki_sha256"]
+    assert spki in {row["spki_sha256"] for row in told(server, "key", "list")}
 
 
 # --- External account keys ----------------------------------------------------------------------------------------

@@ -254,8 +254,11 @@ async def test_fact_18_csrs_that_are_refused_at_once(world, csr, fault, problem)
     if fault == "not der":
         der = der[:-3]
     if fault == "blocklist":
+        from ca_server.domain.certificates import BlockedKey
+
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        await SqlIssuanceStore(world.database).block_spki(sha256(spki).digest(), "test", datetime.now(UTC), [])
+        blocked = BlockedKey(sha256(spki).digest(), "test", datetime.now(UTC))
+        await SqlIssuanceStore(world.database).block_spki(blocked, [])
     answer = await client.finalize(order, bytes(der))
     assert (answer.status, answer.problem) == (400, problem)
     assert (await client.post(order.headers["Location"])).json["status"] == "ready"
