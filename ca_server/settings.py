@@ -148,7 +148,22 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     validation_concurrency: Count = 50
     allowed_networks: tuple[str, ...] = ()
     """Networks that validation may connect to; empty: all but the denied ones."""
-    denied_networks: tuple[str, ...] = ("169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8", "0.0.0.0/32")
+    denied_networks: tuple[str, ...] = (
+        "0.0.0.0/8",
+        "::/128",
+        "169.254.0.0/16",
+        "fe80::/10",
+        "224.0.0.0/4",
+        "ff00::/8",
+        "255.255.255.255/32",
+        # Cloud metadata beside 169.254.169.254: Alibaba, Azure, Oracle, AWS, Google.
+        "100.100.100.200/32",
+        "168.63.129.16/32",
+        "192.0.0.192/32",
+        "fd00:ec2::254/128",
+        "fd20:ce::254/128",
+    )
+    """Never connected to, whatever is allowed. Loopback is not among them: docs/security.md says why."""
     redirect_ports: tuple[Port, ...] = (80, 443)
     max_identifiers: Annotated[int, Meta(ge=1, le=1000)] = 100
     max_open_orders: Count = 300
