@@ -187,14 +187,15 @@ class Orders:
         if status is not OrderStatus.READY:
             raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
         await self._check(exchange, order, csr_der)
-        if await self._issuing.begin(order.id, csr_der, exchange.nonce):
-            exchange.nonce_used()
-        else:
+        begun = await self._issuing.begin(order, csr_der, exchange.nonce)
+        exchange.nonce_used()
+        if begun is None:
             # Another finalize of this order came first.
-            again = await self.find(exchange, order_id)
-            if again.csr_der != csr_der:
-                raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {again.status.value}"))
-        return await self._issuing.settled(await self.find(exchange, order_id))
+            begun = await self.find(exchange, order_id)
+            if begun.csr_der != csr_der:
+                status = begun.status_at(exchange.now)
+                raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
+        return await self._issuing.settled(begun)
 
     async def _check(self, exchange: Exchange, order: Order, csr_der: bytes) -> None:
         """Refuse now what the core would refuse later, so that the order stays ready for a better CSR."""

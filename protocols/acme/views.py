@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -37,6 +37,8 @@ _log = structlog.get_logger(__name__)
 RESUME_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
 PRUNE_LIMIT = 10_000
+FORGET_LIMIT = 200
+RETENTION_INTERVAL = timedelta(minutes=10)
 DEFAULT = "default"
 RETRY_AFTER = "1"
 """Seconds until a client should look again at what is being worked on."""
@@ -76,6 +78,8 @@ class AcmeFrontEnd:
         self._authorizations = Authorizations(store, self._validating, self._urls)
         self._revocations = Revocations(store, core)
         self._housekeeping: asyncio.Task[None] | None = None
+        self._retention_due = datetime.now(UTC)
+        """Owned by the task of the housekeeping."""
 
     # --- Life -----------------------------------------------------------------------------------------------------
 
@@ -92,19 +96,31 @@ class AcmeFrontEnd:
         await self._validating.stop()
 
     async def _keep_house(self) -> None:
-        # The first time, also what a process of this node left behind whose lease still runs: it was restarted.
-        node: str | None = self._events.node
+        # The first time, also what an earlier run of this process left behind whose lease still runs.
+        restarted = True
         while True:
             try:
-                await self._issuing.resume(node)
-                await self._validating.resume(node)
-                node = None
-                await self._store.prune(datetime.now(UTC) - 2 * self._options.nonce_lifetime, PRUNE_LIMIT)
+                await self._issuing.resume(restarted=restarted)
+                await self._validating.resume(restarted=restarted)
+                restarted = False
+                await self._forget()
             except CaError as error:
                 _log.warning("acme housekeeping waits", error=error.detail)
             except Exception:  # noqa: BLE001 - logged with its traceback; the loop goes on
                 _log.exception("acme housekeeping waits")
             await asyncio.sleep(RESUME_SECONDS)
+
+    async def _forget(self) -> None:
+        """Delete what nobody can use any more: nonces at once, orders when their retention is over."""
+        now = datetime.now(UTC)
+        # By every node's clock, and a nonce that was refused a moment ago is told to have expired, not been used.
+        while await self._store.prune(now - self._options.nonce_lifetime, PRUNE_LIMIT) == PRUNE_LIMIT:
+            pass
+        if now < self._retention_due:
+            return
+        while found := await self._store.expired_orders(now - self._options.retention, FORGET_LIMIT):
+            await self._store.forget_orders(found)
+        self._retention_due = now + RETENTION_INTERVAL
 
     # --- Routes ---------------------------------------------------------------------------------------------------
 
