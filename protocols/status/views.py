@@ -12,6 +12,7 @@ from aiohttp import web
 from ca_server.core.ports import CorePort, IssuerStore, OcspAnswer, OcspQuery, RevocationStore
 from ca_server.domain.certificates import Crl, IssuerKey
 from ca_server.domain.errors import CaError
+from ca_server.web.middleware import render_refusals
 from protocols.status.wire import IssuerPath, MalformedPathError, decode_get_path, parse_issuer_path
 
 _log = structlog.get_logger()
@@ -20,6 +21,7 @@ MAX_OCSP_REQUEST = 16_384
 FRESH_SECONDS = 1.0
 """How long a front may answer from what it read last: the bound on how late it shows a new CRL."""
 MAX_AGE = 300
+_FIRST_SERVER_ERROR = 500
 _TRY_LATER = bytes.fromhex("30030a0103")
 _MALFORMED = bytes.fromhex("30030a0101")
 
@@ -47,6 +49,7 @@ class StatusFrontEnd:
 
     def register(self, application: web.Application) -> None:
         """Add the routes."""
+        render_refusals(application, "/ocsp", self._refusal)
         application.router.add_post("/ocsp", self.ocsp_post)
         application.router.add_get("/ocsp/{request:.*}", self.ocsp_get)
         application.router.add_post("/ocsp/", self.ocsp_post)
@@ -81,6 +84,15 @@ class StatusFrontEnd:
 
     def _ocsp_error(self, der: bytes) -> web.Response:
         return web.Response(body=der, content_type="application/ocsp-response", headers={"Cache-Control": "no-store"})
+
+    def _refusal(self, _request: web.Request, status: int, _detail: str, retry_after: int | None) -> web.Response:
+        """How the listener's limits say no to an OCSP client (RFC 6960 section 4.2.1)."""
+        if status < _FIRST_SERVER_ERROR:
+            return self._ocsp_error(_MALFORMED)
+        answer = self._ocsp_error(_TRY_LATER)
+        if retry_after is not None:
+            answer.headers["Retry-After"] = str(retry_after)
+        return answer
 
     def _cache_headers(self, response: web.Response, answer: OcspAnswer) -> None:
         """HTTP caching of RFC 5019 section 6, for settled answers without a nonce."""
