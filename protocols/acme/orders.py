@@ -9,7 +9,7 @@ from typing import Any
 
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
-from ca_server.core.policy import decide, decide_identifiers, refusal
+from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate
@@ -65,7 +65,9 @@ class Orders:
         profile = self._profile(exchange.profile)
         identifiers = self._identifiers([(item.type, item.value) for item in wanted.identifiers])
         names = tuple(item.identifier for item in identifiers)
-        denials = await self._denials(exchange, profile, names)
+        denials = await self._denials(exchange, profile, names) or decide_validity(
+            profile, wanted.notBefore, wanted.notAfter, exchange.now
+        )
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
