@@ -295,17 +295,11 @@ def render_metrics() -> bytes:
     return generate_latest(registry)
 
 
-def prepare_metrics_directory(directory: Path, *, mode: int = 0o2770, group: int | None = None) -> None:
-    """Make (or empty of an earlier run) the directory in which processes keep their metrics.
-
-    `group` owns it, and through the set-group-id bit the files in it, so that fronts can read the core's.
-    """
+def prepare_metrics_directory(directory: Path) -> None:
+    """Make the directory in which processes keep their metrics, or empty it of an earlier run."""
     directory.mkdir(parents=True, exist_ok=True)
     for file in directory.glob("*.db"):
         file.unlink(missing_ok=True)
-    if group is not None:
-        os.chown(directory, -1, group)
-    directory.chmod(mode)
 
 
 def metrics_environment(directory: Path) -> dict[str, str]:

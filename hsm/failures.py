@@ -27,10 +27,14 @@ TOKEN_LOST = (
 """Nothing but initialising the module and logging in again helps."""
 
 
+_AWAY = "the token is away"
+
+
 def unavailable(error: BaseException | str) -> CaError:
     """The token is away: try again. The return value's name is told, nothing else of the module's."""
     name = error if isinstance(error, str) else type(error).__name__
-    return CaError(ErrorKind.UNAVAILABLE, f"the token is away ({name})", retry_after=5)
+    detail = name if name.startswith(_AWAY) else f"{_AWAY} ({name})"
+    return CaError(ErrorKind.UNAVAILABLE, detail, retry_after=5)
 
 
 def login_failure(error: pkcs11.PKCS11Error, label: str, source: str) -> Exception:

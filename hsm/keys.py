@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pkcs11
@@ -26,6 +27,8 @@ _FORMAT = b"\x01"
 """First octet of a ciphertext: AES-256-GCM in the token, 12 octets of IV, ciphertext, tag of 16 octets."""
 _IV = 12
 _TAG_BITS = 128
+_GENERATION_LIMIT = 120.0
+"""Seconds for making a key: a large RSA key takes a token long, and it is made once."""
 
 
 def _unobserved(_operation: str, _outcome: str, _seconds: float) -> None:
@@ -56,7 +59,12 @@ class TokenKey(SigningKey):
 
 
 class TokenKeyStore:
-    """KeyStore over one token. `_uses` is shared by the workers under `_counting`."""
+    """KeyStore over one token.
+
+    `_uses` is shared by the workers under `_counting`; the event loop owns `_known` and `_secrets`, the labels of
+    private and secret keys that this process has found, and `_missed`, what the last probe missed after a recovery.
+    `_deleted_at` is set by the worker that deletes: handles that were cached before are not used again.
+    """
 
     def __init__(self, token: Token, observe: Observe) -> None:
         self._token = token
@@ -64,6 +72,9 @@ class TokenKeyStore:
         self._uses: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._known: set[str] = set()
+        self._secrets: set[str] = set()
+        self._missed = ""
+        self._deleted_at = 0.0
 
     async def generate(self, label: str, algorithm: KeyAlgorithm) -> SigningKey:
         def work(bench: Bench) -> tuple[KeyAlgorithm, bytes]:
@@ -83,13 +94,15 @@ class TokenKeyStore:
                 raise
             return made, spki_der
 
-        made, spki_der = await self._pool.run("generate", work)
+        made, spki_der = await self._pool.run(
+            "generate", work, spread=algorithms.is_slow(algorithm), limit=_GENERATION_LIMIT
+        )
         self._known.add(label)
         return TokenKey(self, label, made, spki_der)
 
     async def find(self, label: str) -> SigningKey:
         def work(bench: Bench) -> tuple[KeyAlgorithm, bytes]:
-            private = _only_private_key(bench, label)
+            private = self._only_private_key(bench, label)
             return algorithms.public_key(_public_part(bench, label, private))
 
         algorithm, spki_der = await self._pool.run("find", work)
@@ -99,15 +112,21 @@ class TokenKeyStore:
     async def labels(self) -> tuple[str, ...]:
         def work(bench: Bench) -> tuple[str, ...]:
             query = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.TOKEN: True}
-            return tuple(sorted(str(key[Attribute.LABEL]) for key in bench.session.get_objects(query)))
+            found = tuple(sorted(str(key[Attribute.LABEL]) for key in bench.session.get_objects(query)))
+            if not found:
+                self._check_not_lost(bench)
+            return found
 
         return await self._pool.run("labels", work)
 
     async def delete(self, label: str) -> bool:
         def work(bench: Bench) -> bool:
             private = _private_keys(bench, label)
+            if not private:
+                self._check_not_lost(bench)
             for key in (*private, *_objects(bench, ObjectClass.PUBLIC_KEY, label)):
                 key.destroy()
+            self._deleted_at = time.monotonic()
             return bool(private)
 
         self._known.discard(label)
@@ -121,7 +140,10 @@ class TokenKeyStore:
             self._count(key.label)
             return algorithms.sign(handle, key.algorithm, data)
 
-        return await self._pool.run("sign", work, spread=algorithms.is_slow(key.algorithm))
+        try:
+            return await self._pool.run("sign", work, spread=algorithms.is_slow(key.algorithm))
+        except CaError as error:
+            raise _out_of_reach(error) from None
 
     def _signing_handle(self, bench: Bench, label: str) -> Any:
         """A session copy of the key, which signs up to twice as fast as the token object on SoftHSM2.
@@ -131,13 +153,13 @@ class TokenKeyStore:
         """
         now = time.monotonic()
         known = bench.handles.get(label)
-        if known is not None:
+        if known is not None and known[2] > self._deleted_at:
             original, working, looked_at = known
             if now - looked_at > self._token.options.probe_interval:
                 _look_at(original)
                 bench.handles[label] = (original, working, now)
             return working
-        original = _only_private_key(bench, label)
+        original = self._only_private_key(bench, label)
         try:
             working = original.copy(
                 {Attribute.TOKEN: False, Attribute.LABEL: f"{label} (session)", Attribute.PRIVATE: True}
@@ -151,8 +173,38 @@ class TokenKeyStore:
         with self._counting:
             self._uses[label] += 1
 
-    async def ensure_secret_key(self, label: str) -> None:
-        def work(bench: Bench) -> None:
+    def _only_private_key(self, bench: Bench, label: str) -> Any:
+        found = _private_keys(bench, label)
+        if not found:
+            self._check_not_lost(bench)
+            raise CaError(ErrorKind.NOT_FOUND, f"the token has no private key {label!r}")
+        if len(found) > 1:
+            raise CaError(
+                ErrorKind.CONFLICT, f"the token has {len(found)} private keys {label!r}; exactly one must match"
+            )
+        return found[0]
+
+    def _secret_key(self, bench: Bench, label: str) -> Any:
+        found = _objects(bench, ObjectClass.SECRET_KEY, label)
+        if not found:
+            self._check_not_lost(bench)
+        if len(found) != 1:
+            raise CaError(ErrorKind.NOT_FOUND, f"the token has not exactly one secret key {label!r}")
+        return found[0]
+
+    def _check_not_lost(self, bench: Bench) -> None:
+        """Nothing was found: raise where that is because token or log-in are gone.
+
+        SoftHSM2 then reports no error: it shows a token without private objects. A token that had keys and shows
+        none was lost; to answer "not found" would fail for good what should be tried again.
+        """
+        if not self._known and not self._secrets:
+            return
+        if not list(bench.session.get_objects({Attribute.TOKEN: True, Attribute.PRIVATE: True})):
+            raise pkcs11.TokenNotPresent
+
+    async def ensure_secret_key(self, label: str) -> bool:
+        def work(bench: Bench) -> bool:
             found = _objects(bench, ObjectClass.SECRET_KEY, label)
             if len(found) > 1:
                 raise CaError(ErrorKind.CONFLICT, f"the token has more than one secret key {label!r}")
@@ -177,17 +229,21 @@ class TokenKeyStore:
                     },
                 )
 
-        await self._pool.run("generate", work)
+            return not found
+
+        made = await self._pool.run("generate", work)
+        self._secrets.add(label)
+        return made
 
     async def encrypt(self, label: str, plaintext: bytes, context: bytes) -> bytes:
         iv = secrets.token_bytes(_IV)
 
         def work(bench: Bench) -> bytes:
             parameters = GCMParams(iv, context, _TAG_BITS)
-            key = _secret_key(bench, label)
+            key = self._secret_key(bench, label)
             return bytes(key.encrypt(plaintext, mechanism=Mechanism.AES_GCM, mechanism_param=parameters))
 
-        return _FORMAT + iv + await self._pool.run("encrypt", work)
+        return _FORMAT + iv + await self._with_secret(label, "encrypt", work)
 
     async def decrypt(self, label: str, ciphertext: bytes, context: bytes) -> bytes:
         if len(ciphertext) < 1 + _IV + _TAG_BITS // 8 or ciphertext[:1] != _FORMAT:
@@ -195,7 +251,7 @@ class TokenKeyStore:
         iv, body = ciphertext[1 : 1 + _IV], ciphertext[1 + _IV :]
 
         def work(bench: Bench) -> bytes:
-            key = _secret_key(bench, label)
+            key = self._secret_key(bench, label)
             _look_at(key)
             try:
                 parameters = GCMParams(iv, context, _TAG_BITS)
@@ -204,7 +260,13 @@ class TokenKeyStore:
                 # SoftHSM2 answers a wrong tag with CKR_GENERAL_ERROR or CKR_ENCRYPTED_DATA_INVALID.
                 raise CaError(ErrorKind.MALFORMED, "ciphertext or context were changed") from None
 
-        return await self._pool.run("decrypt", work)
+        return await self._with_secret(label, "decrypt", work)
+
+    async def _with_secret(self, label: str, name: str, work: Callable[[Bench], bytes]) -> bytes:
+        try:
+            return await self._pool.run(name, work)
+        except CaError as error:
+            raise (_out_of_reach(error) if label in self._secrets else error) from None
 
     async def random(self, length: int) -> bytes:
         def work(bench: Bench) -> bytes:
@@ -214,23 +276,22 @@ class TokenKeyStore:
 
     async def probe(self) -> None:
         def work(bench: Bench) -> None:
-            for label in tuple(self._known):
-                _only_private_key(bench, label)
+            for label in sorted(self._known):
+                self._only_private_key(bench, label)
 
         try:
-            await self._pool.run("probe", work)
-        except CaError as error:
-            if error.kind is ErrorKind.UNAVAILABLE:
-                raise
-            await self._recover_once()
             try:
                 await self._pool.run("probe", work)
-            except CaError as again:
-                raise CaError(ErrorKind.UNAVAILABLE, again.detail, retry_after=5) from again
-
-    async def _recover_once(self) -> None:
-        """A key that is not found may be a token that was changed under us: only opening it anew tells."""
-        await asyncio.to_thread(self._token.recover, self._token.generation)
+            except CaError as error:
+                # A key that is missed may be a token that was changed under us: only opening it anew tells, once.
+                if error.kind is ErrorKind.UNAVAILABLE or error.detail == self._missed:
+                    raise
+                await asyncio.to_thread(self._token.recover, self._token.generation)
+                await self._pool.run("probe", work)
+        except CaError as error:
+            self._missed = "" if error.kind is ErrorKind.UNAVAILABLE else error.detail
+            raise _out_of_reach(error) from None
+        self._missed = ""
 
     def uses(self) -> dict[str, int]:
         with self._counting:
@@ -250,22 +311,6 @@ def _private_keys(bench: Bench, label: str) -> list[Any]:
     return _objects(bench, ObjectClass.PRIVATE_KEY, label)
 
 
-def _only_private_key(bench: Bench, label: str) -> Any:
-    found = _private_keys(bench, label)
-    if not found:
-        raise CaError(ErrorKind.NOT_FOUND, f"the token has no private key {label!r}")
-    if len(found) > 1:
-        raise CaError(ErrorKind.CONFLICT, f"the token has {len(found)} private keys {label!r}; exactly one must match")
-    return found[0]
-
-
-def _secret_key(bench: Bench, label: str) -> Any:
-    found = _objects(bench, ObjectClass.SECRET_KEY, label)
-    if len(found) != 1:
-        raise CaError(ErrorKind.NOT_FOUND, f"the token has not exactly one secret key {label!r}")
-    return found[0]
-
-
 def _public_part(bench: Bench, label: str, private: Any) -> Any:
     """The public key object beside a private key: by label, else by CKA_ID; an RSA private key has it all."""
     found = _objects(bench, ObjectClass.PUBLIC_KEY, label)
@@ -277,6 +322,13 @@ def _public_part(bench: Bench, label: str, private: Any) -> Any:
     if not found and private[Attribute.KEY_TYPE] == KeyType.RSA:
         return private
     raise CaError(ErrorKind.CONFLICT, f"the token has {len(found)} public keys for {label!r}; exactly one must match")
+
+
+def _out_of_reach(error: CaError) -> CaError:
+    """A key that this process had found and that is missing now, or is there twice: to be tried again."""
+    if error.kind in {ErrorKind.NOT_FOUND, ErrorKind.CONFLICT}:
+        return CaError(ErrorKind.UNAVAILABLE, error.detail, retry_after=5)
+    return error
 
 
 def _look_at(key: Any) -> None:

@@ -32,7 +32,7 @@ class PinSource:
     def read(self) -> str:
         """The PIN. ConfigurationError names file or variable where it can't be had."""
         if self.file is None:
-            pin = os.environ.get(self.environment, "")
+            pin = os.environ.get(self.environment, "").strip()
             where = f"environment {self.environment}"
         else:
             where = str(self.file)

@@ -47,6 +47,7 @@ class Pool:
         self._waiting = [0] * token.options.threads
         self._done: deque[tuple[_Job, int, Any, BaseException | None, float]] = deque()
         self._wake_scheduled = threading.Event()
+        self._closed = False
         self._threads = []
         for number in range(token.options.threads):
             jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -55,33 +56,43 @@ class Pool:
             self._threads.append(thread)
             thread.start()
 
-    async def run(self, name: str, work: Callable[[Bench], T], *, spread: bool = False) -> T:
+    async def run(
+        self, name: str, work: Callable[[Bench], T], *, spread: bool = False, limit: float | None = None
+    ) -> T:
         """Run `work` on a worker; once more after recovery where the token was lost.
 
-        UNAVAILABLE where the token stays away, the queue is full or the time limit runs out: then the operation may
-        still be under way in its thread, and its result is dropped.
+        UNAVAILABLE where the token stays away, the queue is full or the time limit (`limit` in seconds, or the
+        token's) runs out. Work that nobody waits for any more is not begun; where it was begun its result is dropped.
         """
+        limit = limit or self._token.options.timeout
         try:
-            return await self._once(name, work, spread=spread)
+            return await self._once(name, work, spread=spread, limit=limit)
         except _LostError as lost:
             await asyncio.to_thread(self._token.recover, lost.generation)
         try:
-            return await self._once(name, work, spread=spread)
+            return await self._once(name, work, spread=spread, limit=limit)
         except _LostError as lost:
             raise unavailable(lost.cause) from None
 
-    async def _once(self, name: str, work: Callable[[Bench], T], *, spread: bool) -> T:
-        number = min(range(len(self._waiting)), key=self._waiting.__getitem__) if spread else 0
+    async def _once(self, name: str, work: Callable[[Bench], T], *, spread: bool, limit: float) -> T:
+        if self._closed:
+            raise unavailable("closed")
+        number = self._idlest() if spread else 0
         if sum(self._waiting) >= self._token.options.queue_limit:
             raise CaError(ErrorKind.UNAVAILABLE, "the token is busy", retry_after=5)
         job = _Job(name, work, self._loop.create_future())
         self._waiting[number] += 1
         self._queues[number].put(job)
-        done, _ = await asyncio.wait([job.future], timeout=self._token.options.timeout)
-        if not done:
-            raise CaError(ErrorKind.UNAVAILABLE, "the token is slow", retry_after=5)
-        result: T = job.future.result()
+        try:
+            async with asyncio.timeout(limit):
+                result: T = await job.future
+        except TimeoutError:
+            raise CaError(ErrorKind.UNAVAILABLE, "the token is slow", retry_after=5) from None
         return result
+
+    def _idlest(self) -> int:
+        """The worker with the least to do; of equals the last, which leaves the first to the quick operations."""
+        return min(reversed(range(len(self._waiting))), key=self._waiting.__getitem__)
 
     def _work(self, number: int, jobs: queue.SimpleQueue[_Job | None]) -> None:
         bench: Bench | None = None
@@ -131,8 +142,7 @@ class Pool:
         while self._done:
             job, number, result, error, seconds = self._done.popleft()
             self._waiting[number] -= 1
-            outcome = "ok" if error is None else "lost" if isinstance(error, _LostError) else "failed"
-            self._observe(job.name, outcome, seconds)
+            self._observe(job.name, _outcome(job, error), seconds)
             if job.future.done():
                 continue
             if error is None:
@@ -142,11 +152,20 @@ class Pool:
                 job.future.exception()  # a caller that gave up waiting is no unretrieved exception
 
     async def close(self) -> None:
-        """Finish what waits, then end the threads."""
+        """Finish what waits, then end the threads; take nothing new."""
+        self._closed = True
         for jobs in self._queues:
             jobs.put(None)
         limit = self._token.options.timeout
         await asyncio.gather(*(asyncio.to_thread(thread.join, limit) for thread in self._threads))
+
+
+def _outcome(job: _Job, error: BaseException | None) -> str:
+    if job.future.cancelled():
+        return "dropped"
+    if error is None:
+        return "ok"
+    return "lost" if isinstance(error, _LostError) else "failed"
 
 
 class _LostError(Exception):

@@ -9,30 +9,31 @@ from hsm.failures import unavailable
 from hsm.module import Module
 from hsm.pin import generate_pin
 
-__all__ = ["SOFTHSM_CONFIGURATION", "generate_pin", "initialize_softhsm"]
+__all__ = ["generate_pin", "initialize_softhsm"]
 
-SOFTHSM_CONFIGURATION = """\
-# SoftHSM2 configuration of this ca-server home. The module reads it through SOFTHSM2_CONF.
-directories.tokendir = {tokens}
-objectstore.backend = file
-# DEBUG halves the speed.
-log.level = ERROR
-slots.removable = false
-slots.mechanisms = ALL
-library.reset_on_fork = false
-"""
+TOKENS = "{tokens}"
+"""What stands for the token directory in the template of SoftHSM2's configuration."""
+_PIN_RANGE = "the token does not take this PIN; choose one of 4 to 255 characters"
 
 
 def initialize_softhsm(
-    *, module: Path, configuration: Path, token_directory: Path, label: str, so_pin: bytes, user_pin: bytes
+    *,
+    module: Path,
+    template: str,
+    configuration: Path,
+    token_directory: Path,
+    label: str,
+    so_pin: bytes,
+    user_pin: bytes,
 ) -> bool:
     """Write the configuration and make a token with its PINs; false where a token of this label stands already.
 
-    PINs go to the module by call, never by argument of a process. ConfigurationError where the module refuses.
+    `template` is the text of SoftHSM2's configuration; a configuration that is there is left as it is. PINs go to the
+    module by call, never by argument of a process. ConfigurationError where the module refuses.
     """
     token_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not configuration.exists():
-        configuration.write_text(SOFTHSM_CONFIGURATION.format(tokens=token_directory), "utf-8")
+        configuration.write_text(template.replace(TOKENS, str(token_directory)), "utf-8")
     loaded = Module(module, configuration)
     library = loaded.initialise()
     try:
@@ -52,6 +53,8 @@ def initialize_softhsm(
         token = library.get_token(token_label=label)
         with token.open(rw=True, so_pin=so_pin.decode()) as session:
             session.init_pin(user_pin.decode())
+    except (pkcs11.PinLenRange, pkcs11.PinInvalid):
+        raise ConfigurationError("token", "PIN", None, _PIN_RANGE) from None
     except pkcs11.PKCS11Error as error:
         raise unavailable(error) from None
     finally:

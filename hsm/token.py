@@ -96,10 +96,12 @@ class Token:
                     raise unavailable("an operation hangs in the token")
             self._restart()
         except (CaError, ConfigurationError) as error:
-            self._last_failure = str(error)
+            # Remote readers get no path and no value of the configuration: the log has them.
+            _log.warning("token can't be opened", token=self.options.token_label, error=str(error))
+            self._last_failure = error.detail if isinstance(error, CaError) else f"{error.key}: {error.remedy}"
             self._not_before = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, _LAST_PAUSE)
-            raise error if isinstance(error, CaError) else unavailable(str(error)) from error
+            raise unavailable(self._last_failure) from error
         finally:
             with self._idle:
                 self._recovering = False
@@ -161,9 +163,10 @@ class Token:
     def close(self) -> None:
         """Log out and let go of the module."""
         with self._idle:
-            self._idle.wait_for(lambda: self._users == 0, self.options.timeout)
+            idle = self._idle.wait_for(lambda: self._users == 0, self.options.timeout)
             self._token = None
             self._keeper = None
             self._last_failure = "closed"
             self._not_before = float("inf")
-        self._module.finalise()
+        if idle:  # to finalise a module under an operation that hangs in it crashes the process
+            self._module.finalise()

@@ -6,8 +6,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from secrets import token_hex
 
 import structlog
 
@@ -16,12 +18,13 @@ from ca_server.bootstrap.names import listener_identifiers
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.stores import Stores, database_url, open_stores
 from ca_server.bootstrap.token import LOG_LABEL, SECRETS_LABEL, open_token
+from ca_server.bootstrap.users import write_private
 from ca_server.bootstrap.version import SOFTWARE
-from ca_server.core.audit import EventFactory, Sequencer, check_anchor
+from ca_server.core.audit import AnchorMismatch, EventFactory, Sequencer, check_anchor, leaf_members
 from ca_server.core.crl import CrlPublisher, CrlSchedule
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.issuance import Issuance
-from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
+from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan, generate_on_record
 from ca_server.core.jobs import Job, Jobs
 from ca_server.core.lint import Linter
 from ca_server.core.ocsp import OcspResponder
@@ -43,7 +46,10 @@ _log = structlog.get_logger()
 
 NODE_LEASE = timedelta(seconds=30)
 HEARTBEAT = 10.0
-DRAIN_SECONDS = 20.0
+DRAIN_OF_ISSUANCE = 0.3
+"""Part of `processes.drain_seconds` for issuance under way, when the ports are closed."""
+MAX_AUDIT_LAG = 30.0
+"""Seconds that the tree of the audit log may be behind before this core says that it is not well."""
 
 
 @contextmanager
@@ -57,6 +63,14 @@ def home_lock(home: Home) -> Iterator[None]:
                 str(home.path), "home", None, "another ca-server process uses this home; stop it first"
             ) from None
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorAcceptance:
+    """An operator's word that the database is to be taken as it is."""
+
+    reason: str
+    actor: str
 
 
 class CoreRuntime:
@@ -78,6 +92,8 @@ class CoreRuntime:
         book: ProfileBook,
         log_key: SigningKey,
         nonce_key: bytes,
+        anchor: FileAnchor,
+        origin: str,
     ) -> None:
         self.home = home
         self.settings = settings
@@ -92,8 +108,10 @@ class CoreRuntime:
         self._nonce_key = nonce_key
         self._uses: Counter[str] = Counter()
         self._token_problem: str | None = None
+        self.accepted = ""
+        """What was accepted of a database that does not extend the anchor."""
         urls = UrlPlan(settings.http_url)
-        self.anchor = FileAnchor(home.anchor if not settings.audit.anchor else Path(settings.audit.anchor))
+        self.anchor = anchor
         self.issuers = IssuerRegistry(stores.issuers, keys, urls)
         self.ceremony = Ceremony(stores.issuers, stores.audit, keys, linter, events, urls)
         self.issuance = Issuance(
@@ -104,6 +122,7 @@ class CoreRuntime:
             linter=linter,
             events=events,
             fence=lambda: fence,
+            evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
             observe_stage=metrics.stage,
             observe_outcome=metrics.issuance,
         )
@@ -157,15 +176,21 @@ class CoreRuntime:
             coordination=stores.coordination,
             key=log_key,
             anchor=self.anchor,
-            origin=f"ca-server/{settings.server.tenant}",
+            origin=origin,
             holder=f"{fence.node}/{fence.boot_epoch}",
             interval=settings.audit.checkpoint_interval,
         )
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, home: Home, settings: Settings, *, process: str) -> AsyncIterator["CoreRuntime"]:
-        """Open token and database, take the home's lock and compose the core. ConfigurationError, CaError."""
+    async def open(
+        cls, home: Home, settings: Settings, *, process: str, accept_anchor: "AnchorAcceptance | None" = None
+    ) -> AsyncIterator["CoreRuntime"]:
+        """Open token and database, take the home's lock and compose the core. ConfigurationError, CaError.
+
+        With `accept_anchor` the database is taken as it is where it does not extend the anchor of its log: that is on
+        record, and anchored.
+        """
         async with AsyncExitStack() as stack:
             stack.enter_context(home_lock(home))
             profiles = load_profiles(home, settings)
@@ -173,7 +198,8 @@ class CoreRuntime:
             stack.push_async_callback(keys.close)
             await migrate(database_url(home, settings))
             stores = await stack.enter_async_context(open_stores(home, settings))
-            fence = await stores.coordination.begin_boot(settings.server.node, datetime.now(UTC), NODE_LEASE)
+            fence = await _begin_boot(home, settings, stores)
+            stack.push_async_callback(_end_boot, stores, fence)
             events = EventFactory(
                 node=fence.node,
                 process=process,
@@ -183,9 +209,10 @@ class CoreRuntime:
             )
             linter = Linter(pkilint=settings.lint.pkilint, time_limit=settings.lint.pkilint_timeout)
             stack.push_async_callback(linter.close)
-            book = ProfileBook(stores.profiles, profiles)
-            await keys.ensure_secret_key(SECRETS_LABEL)
+            lifetime = timedelta(seconds=settings.acme.order_lifetime)
+            book = ProfileBook(stores.profiles, profiles, pin_lifetime=lifetime)
             log_key = await _log_key(keys, stores, events)
+            latest = await stores.audit.latest_checkpoint()
             runtime = cls(
                 home=home,
                 settings=settings,
@@ -196,30 +223,68 @@ class CoreRuntime:
                 linter=linter,
                 book=book,
                 log_key=log_key,
-                nonce_key=await _nonce_key(keys, stores),
+                nonce_key=await _nonce_key(keys, stores, events),
+                anchor=FileAnchor(Path(settings.audit.anchor) if settings.audit.anchor else home.anchor),
+                # For the life of the log, whatever the configuration says later.
+                origin=latest[0].origin if latest is not None else f"ca-server/{settings.server.tenant}",
             )
-            await runtime._check_anchor()
+            await runtime._check_anchor(accept_anchor)
             await runtime.issuers_changed()
+            if runtime.gate.reason is None:
+                await book.put_in_force(profiles, events)
             await linter.start()
             try:
                 yield runtime
             finally:
                 await runtime._close()
 
-    async def _check_anchor(self) -> None:
-        mismatch = await check_anchor(self.stores.audit, self.anchor, self.log_key.spki_der)
+    async def _check_anchor(self, accept: "AnchorAcceptance | None") -> None:
+        mismatch = await check_anchor(self.stores.audit, self.anchor, self.log_key.spki_der, required=True)
         if mismatch is None:
-            await self._book.save(self.events)
+            return
+        if accept is not None:
+            await self._accept_database(mismatch, accept)
             return
         self.gate.reason = str(mismatch)
         _log.critical(
             "read-only: the database does not extend the audit log's anchor",
             why=str(mismatch),
-            remedy="restore the newer database, or see docs/security.md before accepting the older one",
+            remedy="restore the newer database; 'ca-server audit accept-anchor' takes this one as it is, see "
+            "docs/security.md first",
         )
 
+    async def _accept_database(self, mismatch: AnchorMismatch, accept: "AnchorAcceptance") -> None:
+        """Anchor what the database has, with the operator's reason and what the anchor said before on record."""
+        latest = await self.stores.audit.latest_checkpoint()
+        before = await self.anchor.read()
+        event = self.events.make(
+            EventType.ANCHOR_ACCEPTED,
+            actor=accept.actor,
+            authenticated_by="operator",
+            reason=accept.reason,
+            extra={
+                "mismatch": str(mismatch),
+                "anchor_was": (before or b"").decode("utf-8", "replace"),
+            },
+        )
+        if latest is not None:
+            await self.anchor.swap(before, latest[0].note)
+        await self.stores.audit.append([event])
+        await self.sequencer.run_once()
+        self.accepted = f"accepted, although {mismatch}"
+        _log.warning("the database was accepted as it is", why=str(mismatch))
+
     async def issuers_changed(self) -> None:
-        """Read the issuers again."""
+        """Read the issuers again. ConfigurationError where all there are belong to another tenant."""
+        stored = await self.stores.issuers.issuers()
+        tenants = {issuer.tenant for issuer in stored}
+        if tenants and tenants != {self.settings.server.tenant}:
+            raise ConfigurationError(
+                str(self.home.configuration),
+                "server.tenant",
+                self.settings.server.tenant,
+                f"the issuers of this database belong to {', '.join(sorted(tenants))}; put that back",
+            )
         await self.issuers.load()
         self.ocsp.index()
 
@@ -227,13 +292,29 @@ class CoreRuntime:
         """Put on record that the core starts, settle what earlier boots left, and see to CRLs and responders."""
         if self.gate.reason is not None:
             return
-        await self.stores.audit.append([self.events.make(EventType.SERVER_START, object=f"home:{self.home.path}")])
+        await self._record_start()
+        await self.ceremony.settle()
         left = await self.stores.issuance.live_intents(self.fence.node, self.fence.boot_epoch)
         settled = await self.issuance.settle(left, "the process that reserved it ended before it was stored")
         if settled:
             _log.warning("settled interrupted issuances", count=settled)
         await self.publisher.refresh_due()
         await self.responders.ensure()
+
+    async def _record_start(self) -> None:
+        """Put the start on record, and what is not as it was at the start before."""
+        found = await self.stores.audit.tail(1, EventType.SERVER_START, object=f"node:{self.fence.node}")
+        before = leaf_members(found[0].leaf) if found else {}
+        start = self.events.make(EventType.SERVER_START, object=f"node:{self.fence.node}")
+        changed = {
+            f"{name}_was": str(before[name])
+            for name in ("configuration", "software")
+            if before and before.get(name) != getattr(start, name)
+        }
+        record = [start]
+        if changed:
+            record.append(self.events.make(EventType.CONFIGURATION_CHANGED, object=start.object, extra=changed))
+        await self.stores.audit.append(record)
 
     def front_port(self) -> CoreService:
         """The port for fronts."""
@@ -246,6 +327,8 @@ class CoreRuntime:
             health=self.health,
             gate=self.gate,
             listener_names=frozenset(listener_identifiers(self.settings)),
+            audit=self.stores.audit,
+            events=self.events,
         )
 
     def admin(self, actor: Callable[[], str]) -> AdminService:
@@ -260,15 +343,14 @@ class CoreRuntime:
             actor=actor,
         )
 
-    async def reload(self) -> tuple[str, ...]:
+    async def reload(self, actor: str | None = None) -> tuple[str, ...]:
         """Read the profiles again; the old ones stay where the new are wrong."""
+        self.gate.check()
         try:
             profiles = load_profiles(self.home, self.settings)
         except ConfigurationError as error:
             raise CaError(ErrorKind.MALFORMED, str(error)) from None
-        self._book.replace(profiles)
-        self.gate.check()
-        return await self._book.save(self.events)
+        return await self._book.put_in_force(profiles, self.events, actor=actor)
 
     async def health(self) -> Health:
         """How the core is, from the last probe of the token and a look at the database."""
@@ -286,6 +368,10 @@ class CoreRuntime:
             problems.append(f"database: {error.detail}")
         problems.extend(f"crl of {name}: missing or expired" for name in stale)
         lag = self.sequencer.lag_seconds
+        if self.sequencer.problem is not None:
+            problems.append(f"audit log: {self.sequencer.problem}")
+        elif lag > MAX_AUDIT_LAG:
+            problems.append(f"audit log: the tree is {lag:.0f} s behind")
         return Health(
             problems=tuple(problems),
             audit_lag_seconds=lag,
@@ -298,7 +384,8 @@ class CoreRuntime:
     async def at_work(self) -> AsyncIterator[None]:
         """Run the sequencer, the CRL publisher and the periodic jobs for as long as this holds."""
         stop = asyncio.Event()
-        jobs = Jobs(self.stores.coordination, f"{self.fence.node}/{self.fence.boot_epoch}", self._jobs())
+        # Held by the node, whatever its boot: a restart goes on with what it held.
+        jobs = Jobs(self.stores.coordination, self.fence.node, self._jobs())
         tasks: list[asyncio.Task[None]] = []
         if self.gate.reason is None:
             tasks = [
@@ -310,7 +397,7 @@ class CoreRuntime:
             yield
         finally:
             await jobs.stop()
-            await self.issuance.drain(DRAIN_SECONDS)
+            await self.issuance.drain(self.settings.processes.drain_seconds * DRAIN_OF_ISSUANCE)
             stop.set()
             for task in tasks[1:]:
                 task.cancel()
@@ -358,10 +445,10 @@ class CoreRuntime:
         """Put on record how often each key was used and what OCSP answered since the last time."""
         uses = Counter(self.keys.uses())
         delta = uses - self._uses
-        self._uses = uses
         if delta:
             extra = {label: str(count) for label, count in sorted(delta.items())}
             await self.stores.audit.append([self.events.make(EventType.KEY_USED, extra=extra)])
+        self._uses = uses
         await self.ocsp.record_counts(self.stores.audit, self.events)
 
     async def _lint_sample(self) -> None:
@@ -388,9 +475,37 @@ class CoreRuntime:
         if self.gate.reason is not None:
             return
         with suppress(CaError):
+            # What was revoked by an offline command, or just before the end.
+            await self.publisher.flush()
+            await self.publisher.refresh_due()
+        with suppress(CaError):
             await self.record_counts()
             await self.stores.audit.append([self.events.make(EventType.SERVER_STOP)])
             await self.sequencer.run_once()
+
+
+async def _begin_boot(home: Home, settings: Settings, stores: Stores) -> Fence:
+    """Register this start. ConfigurationError where the node's name is another home's that is at work."""
+    try:
+        return await stores.coordination.begin_boot(settings.server.node, _home_id(home), datetime.now(UTC), NODE_LEASE)
+    except CaError as error:
+        if error.kind is not ErrorKind.CONFLICT:
+            raise
+        raise ConfigurationError(
+            str(home.configuration), "server.node", settings.server.node, f"{error.detail}; give each node its own"
+        ) from None
+
+
+def _home_id(home: Home) -> str:
+    """What tells this home from others that use the same database: drawn once, kept in the core's folder."""
+    if not home.node_id.exists():
+        write_private(home.node_id, token_hex(16).encode())
+    return home.node_id.read_text("ascii").strip()
+
+
+async def _end_boot(stores: Stores, fence: Fence) -> None:
+    with suppress(CaError):
+        await stores.coordination.end_boot(fence, datetime.now(UTC))
 
 
 async def _log_key(keys: KeyStore, stores: Stores, events: EventFactory) -> SigningKey:
@@ -399,16 +514,25 @@ async def _log_key(keys: KeyStore, stores: Stores, events: EventFactory) -> Sign
     except CaError as error:
         if error.kind is not ErrorKind.NOT_FOUND or await stores.audit.latest_checkpoint() is not None:
             raise
-    key = await keys.generate(LOG_LABEL, KeyAlgorithm.P256)
-    await stores.audit.append([events.make(EventType.KEY_GENERATED, key=LOG_LABEL, object=f"key:{LOG_LABEL}")])
-    return key
+    return await generate_on_record(keys, stores.audit, events, LOG_LABEL, KeyAlgorithm.P256)
 
 
-async def _nonce_key(keys: KeyStore, stores: Stores) -> bytes:
-    """The key of all nodes' nonces: drawn once, kept encrypted under the token's key."""
+async def _nonce_key(keys: KeyStore, stores: Stores, events: EventFactory) -> bytes:
+    """The key of all nodes' nonces: drawn once, kept encrypted under the token's key.
+
+    NOT_FOUND where the token has lost that key: another in its place would read no secret that is stored.
+    """
     context = b"secret:nonce-key"
     stored = await stores.coordination.secret("nonce-key")
     if stored is None:
+        if await keys.ensure_secret_key(SECRETS_LABEL):
+            event = events.make(
+                EventType.KEY_GENERATED,
+                key=SECRETS_LABEL,
+                object=f"key:{SECRETS_LABEL}",
+                extra={"algorithm": "aes-256"},
+            )
+            await stores.audit.append([event])
         fresh = await keys.encrypt(SECRETS_LABEL, await keys.random(32), context)
         stored = await stores.coordination.save_secret("nonce-key", fresh)
     return await keys.decrypt(SECRETS_LABEL, stored, context)

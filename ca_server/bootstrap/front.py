@@ -3,16 +3,16 @@
 import asyncio
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import structlog
 
 from ca_server.bootstrap import metrics
 from ca_server.bootstrap.names import listener_identifiers
-from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.stores import Stores, open_stores
 from ca_server.bootstrap.version import SOFTWARE
 from ca_server.core.audit import EventFactory
@@ -37,19 +37,28 @@ from protocols.status.views import StatusFrontEnd
 _log = structlog.get_logger()
 
 _HELLO_ATTEMPTS = 60
+PROFILES_SECONDS = 2.0
+"""Between two looks at which profiles are in force."""
 
 
 class FrontRuntime:
     """A front at work."""
 
-    def __init__(self, home: Home, settings: Settings, book: ProfileBook) -> None:
-        self._home = home
-        self._settings = settings
+    def __init__(self, book: ProfileBook) -> None:
         self._book = book
 
     async def reload(self) -> None:
-        """Read the profiles again. ConfigurationError where they are wrong; the old ones stay."""
-        self._book.replace(load_profiles(self._home, self._settings))
+        """Take up the profiles that the core has put in force."""
+        await self._book.follow()
+
+    async def follow_profiles(self) -> None:
+        """Take up changes of the profiles in force, whichever node made them; until cancelled."""
+        while True:
+            await asyncio.sleep(PROFILES_SECONDS)
+            try:
+                await self._book.follow()
+            except CaError as error:
+                _log.warning("profiles not looked at", error=error.detail)
 
 
 @asynccontextmanager
@@ -69,7 +78,8 @@ async def front_at_work(
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(home, settings))
         welcome = await _hello(core, process)
-        book = ProfileBook(stores.profiles, load_profiles(home, settings))
+        book = ProfileBook(stores.profiles, {})
+        await book.follow()
         events = EventFactory(
             node=welcome.node,
             process=process,
@@ -85,7 +95,9 @@ async def front_at_work(
             context = tls.context if listener.tls and tls is not None else None
             runner = await serve_listener(application, sockets[name], context, options)
             stack.push_async_callback(runner.close)
-        yield FrontRuntime(home, settings, book)
+        front = FrontRuntime(book)
+        await _in_background(stack, front.follow_profiles(), "profiles")
+        yield front
 
 
 async def _hello(core: CorePort, process: str) -> Welcome:
@@ -198,12 +210,21 @@ async def _tls(home: Home, settings: Settings, core: CorePort, stack: AsyncExitS
         )
 
     tls = ListenerTls(home.tls / "listener.pem", names)
-    await tls.ensure(issue)
-    renewal = asyncio.create_task(tls.run(issue), name="tls renewal")
+    try:
+        await tls.ensure(issue)
+    except CaError as error:
+        # The other listeners serve; handshakes fail until there is one.
+        _log.error("no certificate for the TLS listeners yet", reason=error.detail)
+    await _in_background(stack, tls.run(issue), "tls renewal")
+    return tls
+
+
+async def _in_background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Run until the stack is left."""
+    task = asyncio.create_task(work, name=name)
 
     async def stop() -> None:
-        renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     stack.push_async_callback(stop)
-    return tls

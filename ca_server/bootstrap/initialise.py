@@ -9,17 +9,19 @@ from pathlib import Path
 import structlog
 import tomlkit
 
-from ca_server.bootstrap.core import CoreRuntime
+from ca_server.bootstrap.core import AnchorAcceptance, CoreRuntime
 from ca_server.bootstrap.logkey import write_log_key
-from ca_server.bootstrap.resources import shipped_configuration
+from ca_server.bootstrap.resources import shipped_configuration, shipped_softhsm
 from ca_server.bootstrap.stores import database_url
-from ca_server.bootstrap.token import module_path
+from ca_server.bootstrap.token import module_path, pin_source
 from ca_server.bootstrap.users import check_reachable, create_folders, hand_over, resolve_users, write_private
+from ca_server.configuration import load_settings
 from ca_server.core.issuers import IssuerPlan
 from ca_server.domain.errors import ConfigurationError
-from ca_server.settings import Home, Settings, default_host, load_settings
+from ca_server.settings import Home, Settings, default_host
 from ca_server.store.migrate import migrate
-from hsm.provision import generate_pin, initialize_softhsm
+from hsm.pin import PinSource, generate_pin
+from hsm.provision import initialize_softhsm
 
 _log = structlog.get_logger()
 
@@ -103,46 +105,60 @@ def _copy_profiles(home: Home) -> None:
 def _make_token(home: Home, settings: Settings, choices: InitialChoices) -> None:
     """Keep or make the PINs; make the embedded token, or leave a configured one as it is."""
     module = module_path(home, settings)
-    own_pin = not settings.token.pin_environment and not settings.token.pin_file
-    if own_pin and not home.pin_file.exists():
-        write_private(home.pin_file, _chosen_pin(choices) or generate_pin().encode())
+    if not settings.token.pin_environment and not settings.token.pin_file:
+        _keep_pin(home, settings, choices)
+    pin = pin_source(home, settings).read()
     if settings.token.module:
         return
     if not home.so_pin_file.exists():
         write_private(home.so_pin_file, generate_pin().encode())
-    pin_path = Path(settings.token.pin_file) if settings.token.pin_file else home.pin_file
     initialize_softhsm(
         module=module,
+        template=(shipped_softhsm() / "softhsm2.conf").read_text("utf-8"),
         configuration=home.softhsm_configuration,
         token_directory=home.tokens,
         label=settings.token.label,
-        so_pin=home.so_pin_file.read_bytes().strip(),
-        user_pin=os.environ[settings.token.pin_environment].encode()
-        if settings.token.pin_environment
-        else pin_path.read_bytes().strip(),
+        so_pin=PinSource.from_file(home.so_pin_file).read().encode(),
+        user_pin=pin.encode(),
     )
 
 
-def _chosen_pin(choices: InitialChoices) -> bytes | None:
-    if choices.pin_file is not None:
-        try:
-            pin = choices.pin_file.read_bytes().strip()
-        except OSError as error:
+def _keep_pin(home: Home, settings: Settings, choices: InitialChoices) -> None:
+    """Keep the PIN that the operator gives, in place of an earlier one; draw one for the embedded token alone.
+
+    A PIN that was drawn is a wrong PIN for a token that somebody else made, and a token counts those.
+    """
+    chosen = chosen_pin(choices)
+    if chosen is not None:
+        home.pin_file.unlink(missing_ok=True)
+        write_private(home.pin_file, chosen.encode())
+    elif not home.pin_file.exists():
+        if settings.token.module:
             raise ConfigurationError(
-                str(choices.pin_file), "--pin-file", None, f"can't be read: {error.strerror}"
-            ) from None
+                "--pin-file", "PIN", None, f"give the user PIN of the token, by file or in {choices.pin_environment}"
+            )
+        write_private(home.pin_file, generate_pin().encode())
+
+
+def chosen_pin(choices: InitialChoices) -> str | None:
+    """The PIN of the file or the environment variable; None where neither gives one. ConfigurationError."""
+    if choices.pin_file is not None:
+        source = PinSource.from_file(choices.pin_file)
+    elif os.environ.get(choices.pin_environment, "").strip():
+        source = PinSource.from_environment(choices.pin_environment)
     else:
-        pin = os.environ.get(choices.pin_environment, "").strip().encode()
-        if not pin:
-            return None
-    if not 4 <= len(pin) <= 255:  # noqa: PLR2004 - the range of SoftHSM2 and most tokens
-        where = str(choices.pin_file or f"environment {choices.pin_environment}")
-        raise ConfigurationError(where, "PIN", None, "a PIN has 4 to 255 characters")
+        return None
+    pin = source.read()
+    if not 4 <= len(pin.encode()) <= 255:  # noqa: PLR2004 - the range of SoftHSM2 and most tokens
+        raise ConfigurationError(str(source), "PIN", None, "a PIN has 4 to 255 characters")
     return pin
 
 
 async def _create_issuers(home: Home, settings: Settings) -> None:
-    async with CoreRuntime.open(home, settings, process="init") as core:
+    # A home that joins a database with a log has no anchor of it yet: joining is the operator's word for it.
+    anchor = Path(settings.audit.anchor) if settings.audit.anchor else home.anchor
+    joins = None if anchor.exists() else AnchorAcceptance("a new home takes up this database", f"uid:{os.getuid()}")
+    async with CoreRuntime.open(home, settings, process="init", accept_anchor=joins) as core:
         write_log_key(home.log_key, core.log_key.spki_der)
         existing = {issuer.name for issuer in core.issuers.all()}
         for name in _parents_first(settings):
@@ -161,7 +177,9 @@ async def _create_issuers(home: Home, settings: Settings) -> None:
                     path_length=issuer.path_length,
                 )
             )
-        await core.issuers_changed()
+            await core.issuers_changed()
+            # Before it signs anything else: whoever looks at a certificate finds a list.
+            await core.publisher.publish(name)
         await core.settle_in()
 
 

@@ -5,9 +5,10 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ca_server.bootstrap.core import CoreRuntime
+from ca_server.bootstrap.core import AnchorAcceptance, CoreRuntime
 from ca_server.bootstrap.users import become_core, resolve_users
 from ca_server.core.ports import AdminPort
+from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.rpc.admin import RpcAdminPort
 from ca_server.settings import Home, Settings
 
@@ -21,6 +22,19 @@ def is_running(home: Home) -> bool:
             home.core.stat()  # a closed folder raises here
             return False
     return True
+
+
+async def accept_database(home: Home, settings: Settings, reason: str) -> str:
+    """Take the database as it is where it does not extend the anchor; what was done, in a line.
+
+    CONFLICT while the server runs.
+    """
+    if is_running(home):
+        raise CaError(ErrorKind.CONFLICT, "the server runs; stop it first")
+    actor = f"uid:{os.getuid()}"
+    become_core(resolve_users(settings.processes, str(home.configuration)))
+    async with CoreRuntime.open(home, settings, process="cli", accept_anchor=AnchorAcceptance(reason, actor)) as core:
+        return core.accepted or "nothing to accept: the database extends the anchor"
 
 
 @asynccontextmanager

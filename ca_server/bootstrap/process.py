@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -130,9 +130,14 @@ async def _core(home: Home, settings: Settings) -> int:
             _log.info("core ready", node=core.fence.node, boot=core.fence.boot_epoch)
             await stop.wait()
             _log.info("core drains")
-            for server in servers:
-                await server.close(settings.processes.drain_seconds)
+            await _close_ports(servers, settings)
     return 0
+
+
+async def _close_ports(servers: Sequence[UnixServer], settings: Settings) -> None:
+    """Finish what the ports began, in half of the time that the supervisor gives."""
+    seconds = settings.processes.drain_seconds / 2
+    await asyncio.gather(*(server.close(seconds) for server in servers))
 
 
 async def _front(home: Home, settings: Settings, index: int) -> int:
@@ -169,6 +174,5 @@ async def _single(home: Home, settings: Settings) -> int:
                 sys.stdout.write(announcement(home, settings))
                 sys.stdout.flush()
                 await stop.wait()
-            for server in servers:
-                await server.close(settings.processes.drain_seconds)
+            await _close_ports(servers, settings)
     return 0

@@ -1,5 +1,6 @@
 """Reads the profiles of a home."""
 
+from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import ConfigurationError
 from ca_server.domain.profiles import Profile, load_profile
 from ca_server.settings import Home, Settings
@@ -22,10 +23,29 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
             raise ConfigurationError(
                 str(file), "issuer", profile.issuer, f"no such issuer; known: {', '.join(sorted(settings.issuers))}"
             )
-        profiles[file.stem] = profile
-    for needed in (settings.policy.default_profile, "listener", "ocsp-responder"):
-        if needed not in profiles:
+        if not settings.issuers[profile.issuer].parent:
             raise ConfigurationError(
-                str(home.profiles), f"{needed}.toml", None, "this profile is missing; put it back, or choose another"
+                str(file), "issuer", profile.issuer, "a root issues to nobody but CAs; name an issuing CA"
             )
+        profiles[file.stem] = profile
+    default = settings.policy.default_profile
+    if default not in profiles:
+        known = ", ".join(sorted(profiles))
+        raise ConfigurationError(
+            str(home.configuration),
+            "policy.default_profile",
+            default,
+            f"no such file in {home.profiles}; known: {known}",
+        )
+    for needed in ("listener", "ocsp-responder"):
+        if needed not in profiles:
+            raise ConfigurationError(str(home.profiles), f"{needed}.toml", None, "this profile is missing; put it back")
+    serves_acme = any("acme" in listener.serves for listener in settings.listeners.values())
+    if serves_acme and Protocol.ACME not in profiles[default].frontends:
+        raise ConfigurationError(
+            str(home.configuration),
+            "policy.default_profile",
+            default,
+            "this profile is not for ACME, which a listener serves; name another",
+        )
     return profiles

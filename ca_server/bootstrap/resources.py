@@ -1,4 +1,4 @@
-"""Files that the package ships: the configuration template and the profiles."""
+"""Files that the package ships: the configuration template, the profiles, and what makes the embedded token."""
 
 from pathlib import Path
 
@@ -11,12 +11,24 @@ def shipped_configuration() -> Path:
 
     ConfigurationError where neither is there, or where the three packages stand in different places.
     """
+    return _shipped("config", "ca-server.toml")
+
+
+def shipped_softhsm() -> Path:
+    """The folder with the template of SoftHSM2's configuration: inside the wheel, or softhsm/ of a checkout.
+
+    ConfigurationError as above.
+    """
+    return _shipped("softhsm", "softhsm2.conf")
+
+
+def _shipped(name: str, file: str) -> Path:
     package = Path(ca_server.__file__).resolve().parent
     _check_one_place(package.parent)
-    for folder in (package / "_config", package.parent / "config"):
-        if (folder / "ca-server.toml").is_file():
+    for folder in (package / f"_{name}", package.parent / name):
+        if (folder / file).is_file():
             return folder
-    raise ConfigurationError(str(package), "_config", None, "the installation is incomplete; install ca-server again")
+    raise ConfigurationError(str(package), f"_{name}", None, "the installation is incomplete; install ca-server again")
 
 
 def _check_one_place(root: Path) -> None:

@@ -36,7 +36,7 @@ def serve_home(home: Home, settings: Settings, overrides: Sequence[str]) -> int:
     module_path(home, settings)
     try:
         create_folders(home, users)
-        telemetry.prepare_metrics_directory(home.metrics, group=users.gid)
+        telemetry.prepare_metrics_directory(home.metrics)
     except OSError as error:
         raise ConfigurationError(
             str(error.filename or home.path), "permissions", None, f"can't be written ({error.strerror})"

@@ -57,7 +57,7 @@ async def open_stores(home: Home, settings: Settings) -> AsyncIterator[Stores]:
             issuance=SqlIssuanceStore(database),
             revocation=SqlRevocationStore(database),
             issuers=SqlIssuerStore(database),
-            profiles=SqlProfileStore(database),
+            profiles=SqlProfileStore(database, settings.server.tenant),
             coordination=SqlCoordinationStore(database),
             eab=SqlEabStore(database),
             audit=SqlAuditStore(database),

@@ -32,11 +32,16 @@ def module_path(home: Home, settings: Settings) -> Path:
                 str(home.configuration), "token.module", str(path), "no such file; name the PKCS#11 module"
             )
         return path
+    return softhsm_module(str(home.configuration))
+
+
+def softhsm_module(where: str) -> Path:
+    """SoftHSM2's module where Debian and others put it. ConfigurationError names `where` another could be named."""
     for candidate in SOFTHSM_MODULES:
         if Path(candidate).is_file():
             return Path(candidate)
     raise ConfigurationError(
-        str(home.configuration),
+        where,
         "token.module",
         "",
         "SoftHSM2 is not installed; install the package softhsm2, or name another PKCS#11 module",

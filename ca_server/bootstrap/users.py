@@ -1,9 +1,9 @@
 """Who runs what: as root, core and fronts are two users that share a group; otherwise everything is one user's."""
 
+import errno
 import grp
 import os
 import pwd
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,11 @@ def check_reachable(home: Home, users: Users) -> None:
 
 
 def create_folders(home: Home, users: Users) -> None:
-    """Create the home's folders with the owners and modes that the separation stands on."""
+    """Create the home's folders with the owners and modes that the separation stands on.
+
+    All lie directly in the home, which is root's: nobody else can put something in their place. What a front can
+    write (`data`, `metrics`, `tls`) holds nothing that root opens, changes or follows later.
+    """
     core_uid = users.core.uid if users.core else -1
     front_uid = users.front.uid if users.front else -1
     gid = users.gid if users.gid is not None else -1
@@ -89,13 +93,29 @@ def create_folders(home: Home, users: Users) -> None:
         (home.profiles, -1, -1, 0o755),
         (home.core, core_uid, gid, 0o700),
         (home.data, core_uid, gid, 0o2770),
-        (home.run, core_uid, gid, 0o2770),
-        (home.metrics, core_uid, gid, 0o2770),
+        (home.run, core_uid, gid, 0o2750),
+        # Sticky: a front can't remove the core's files.
+        (home.metrics, core_uid, gid, 0o3770),
         (home.tls, front_uid, gid, 0o700),
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        os.chown(folder, uid, group)
-        folder.chmod(mode)
+        _own(folder, uid, group, mode)
+
+
+def _own(path: Path, uid: int, gid: int, mode: int | None) -> None:
+    """Set owner and mode of what is here, never of what a link points at. ConfigurationError for a link."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ConfigurationError(str(path), "permissions", None, "is a link; remove it, and look who made it") from None
+    try:
+        os.fchown(descriptor, uid, gid)
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
 
 
 def hand_over(home: Home, users: Users) -> None:
@@ -104,9 +124,10 @@ def hand_over(home: Home, users: Users) -> None:
         return
     for top, mode in ((home.core, None), (home.data, 0o660)):
         for path in (top, *top.rglob("*")):
-            shutil.chown(path, users.core.uid, users.gid)
-            if mode is not None and path.is_file():
-                path.chmod(mode)
+            if path.is_socket():
+                os.chown(path, users.core.uid, users.gid, follow_symlinks=False)
+            else:
+                _own(path, users.core.uid, users.gid, None if path.is_dir() else mode)
 
 
 def become_core(users: Users) -> None:

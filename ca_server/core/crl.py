@@ -17,10 +17,12 @@ from ca_server.core.ports import RevocationStore
 from ca_server.core.signing import sign_verified
 from ca_server.domain.audit import EventType
 from ca_server.domain.certificates import Crl, RevocationReason, RevokedEntry
-from ca_server.domain.errors import CaError
+from ca_server.domain.errors import CaError, ErrorKind
 
 _log = structlog.get_logger()
 
+RETRY_SECONDS = 2.0
+"""Between attempts to publish for issuers that failed."""
 _REASON_FLAGS = {
     RevocationReason.KEY_COMPROMISE: x509.ReasonFlags.key_compromise,
     RevocationReason.CA_COMPROMISE: x509.ReasonFlags.ca_compromise,
@@ -108,16 +110,19 @@ class CrlPublisher:
         self._wake = asyncio.Event()
         self._locks: dict[str, asyncio.Lock] = {}
 
-    async def publish(self, name: str) -> Crl:
-        """Sign and publish a CRL of an issuer. NOT_FOUND, UNAVAILABLE."""
+    async def publish(self, name: str, *, actor: str | None = None) -> Crl:
+        """Sign and publish a CRL of an issuer; return the one that stands then. NOT_FOUND, UNAVAILABLE.
+
+        On record as of `actor` (None: this process).
+        """
         issuer = self._issuers.get(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
-            return await self._publish(issuer)
+            return await self._publish(issuer, actor)
 
-    async def _publish(self, issuer: ActiveIssuer) -> Crl:
+    async def _publish(self, issuer: ActiveIssuer, actor: str | None) -> Crl:
         key = issuer.issuer.key
         # 1. Draw the number, on record.
-        reserved = self._events.make(EventType.CRL_RESERVED, issuer=issuer.name, key=key.label)
+        reserved = self._events.make(EventType.CRL_RESERVED, issuer=issuer.name, key=key.label, actor=actor)
         number = await self._store.reserve_crl(issuer.name, key.id, 0, [reserved])
         # 2. Read what is revoked by now, build, sign, verify.
         now = self._clock().replace(microsecond=0)
@@ -133,9 +138,14 @@ class CrlPublisher:
             issuer=issuer.name,
             key=key.label,
             extra={"number": str(number), "entries": str(len(entries)), "crl_sha256": sha256(der).hexdigest()},
+            actor=actor,
         )
-        await self._store.publish_crl(crl, [published])
-        _log.info("crl published", issuer=issuer.name, number=number, entries=len(entries))
+        if not await self._store.publish_crl(crl, [published]):
+            standing = await self._store.latest_crl(issuer.name, key.id)
+            if standing is None:
+                raise CaError(ErrorKind.INTERNAL, "the CRL was not stored, and none stands")
+            crl = standing
+        _log.info("crl published", issuer=issuer.name, number=crl.number, drawn=number, entries=len(entries))
         self._observe(crl)
         return crl
 
@@ -143,16 +153,29 @@ class CrlPublisher:
         return self._schedules.get(name, CrlSchedule(timedelta(days=7), timedelta(days=1)))
 
     async def refresh_due(self) -> None:
-        """Publish for every issuer whose CRL is missing or due by its interval or half of its life."""
-        now = self._clock()
+        """Publish for every issuer whose CRL is missing, due by its interval or half of its life, or behind.
+
+        A list is behind where a process died between a revocation and the list that would have shown it: what this
+        process or another was about to publish is not remembered, it is found. Every issuer is tried before the first
+        failure is raised.
+        """
+        failure: CaError | None = None
         for issuer in self._issuers.all():
-            schedule = self._schedule(issuer.name)
-            latest = await self._store.latest_crl(issuer.name, issuer.issuer.key.id)
-            age_limit = min(schedule.interval, schedule.lifetime / 2)
-            if latest is None or now - latest.this_update >= age_limit:
-                await self.publish(issuer.name)
-            else:
-                self._observe(latest)
+            try:
+                latest = await self._store.latest_crl(issuer.name, issuer.issuer.key.id)
+                if latest is None or self._is_due(latest) or await self._store.has_unlisted(issuer.issuer.key.id):
+                    await self.publish(issuer.name)
+                else:
+                    self._observe(latest)
+            except CaError as error:
+                _log.warning("crl not published", issuer=issuer.name, error=error.detail)
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _is_due(self, latest: Crl) -> bool:
+        schedule = self._schedule(latest.issuer)
+        return self._clock() - latest.this_update >= min(schedule.interval, schedule.lifetime / 2)
 
     async def stale(self) -> tuple[str, ...]:
         """Names of issuers whose CRL is missing or past its nextUpdate."""
@@ -175,13 +198,19 @@ class CrlPublisher:
             await self._wake.wait()
             await asyncio.sleep(self._coalesce)
             self._wake.clear()
-            names, self._dirty = self._dirty, set()
-            for name in names:
-                try:
-                    await self.publish(name)
-                except CaError as error:
-                    _log.warning("crl not published, will try again", issuer=name, error=error.detail)
-                    self._dirty.add(name)
+            await self.flush()
             if self._dirty:
-                await asyncio.sleep(2)
+                await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()
+
+    async def flush(self) -> None:
+        """Publish for dirty issuers now: what could not be published, or was interrupted, stays dirty."""
+        for name in sorted(self._dirty):
+            self._dirty.discard(name)
+            try:
+                await self.publish(name)
+            except BaseException as error:
+                self._dirty.add(name)
+                if not isinstance(error, CaError):
+                    raise
+                _log.warning("crl not published, will try again", issuer=name, error=error.detail)

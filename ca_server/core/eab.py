@@ -47,7 +47,8 @@ class ExternalAccounts:
         now = self._clock()
         lifetime = request.lifetime_seconds
         key = EabKey(
-            kid=token_urlsafe(16),
+            # No hyphen: as an argument, an id that began with one would be taken for an option.
+            kid=token_urlsafe(16).replace("-", "_"),
             created_at=now,
             expires_at=None if lifetime is None else now + timedelta(seconds=lifetime),
             reusable=request.reusable,
@@ -56,6 +57,7 @@ class ExternalAccounts:
             owner=request.owner,
             uses=0,
             last_used_at=None,
+            tenant=self._events.tenant,
         )
         secret = await self._keys.random(_SECRET_BYTES)
         ciphertext = await self._keys.encrypt(self._secret_key, secret, f"eab:{key.kid}".encode())

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from secrets import token_bytes, token_hex
 
@@ -15,16 +15,15 @@ from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.der import assemble
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
 from ca_server.core.keycheck import check_key
-from ca_server.core.lint import Linter
-from ca_server.core.policy import decide, refusal
+from ca_server.core.lint import Linter, LintError
+from ca_server.core.policy import decide, refusal, unproven_identifier
 from ca_server.core.ports import AuditStore, IssuanceStore
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.signing import sign_verified
 from ca_server.core.tbs import TbsPlan, build_tbs, leaf_plan, new_serial
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
-from ca_server.domain.certificates import CertificateRecord, IssuedCertificate, serial_text
+from ca_server.domain.certificates import CertificateRecord, IssuedCertificate, IssuerKind, serial_text
 from ca_server.domain.enrollment import (
-    Allow,
     Deny,
     EnrollmentKey,
     EnrollmentOutcome,
@@ -50,6 +49,8 @@ REFUSALS = frozenset(
     }
 )
 
+_HELD_REMEMBERED = 10_000
+
 ObserveStage = Callable[[str, float], None]
 """Called with a stage's name and its seconds."""
 
@@ -68,7 +69,11 @@ class _Admitted:
 
 
 class Issuance:
-    """Owns the pipeline. `_running` has the one task that works on an enrollment in this process."""
+    """Owns the pipeline. `_running` has the one task that works on an enrollment in this process.
+
+    `_held` remembers which enrollments are on record as held: asking again is no news. `evidence_lifetime` is how old
+    the validation of a name may be that a front-end claims.
+    """
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Issuance:
         linter: Linter,
         events: EventFactory,
         fence: Callable[[], Fence],
+        evidence_lifetime: timedelta = timedelta(days=37),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Callable[[int], bytes] = token_bytes,
         observe_stage: ObserveStage = lambda _stage, _seconds: None,
@@ -92,11 +98,13 @@ class Issuance:
         self._linter = linter
         self._events = events
         self._fence = fence
+        self._evidence_lifetime = evidence_lifetime
         self._clock = clock
         self._random = random
         self._observe_stage = observe_stage
         self._observe_outcome = observe_outcome
         self._running: dict[EnrollmentKey, asyncio.Task[IssuedCertificate]] = {}
+        self._held: dict[EnrollmentKey, None] = {}
 
     async def issue(self, request: EnrollmentRequest) -> IssuedCertificate:
         """Issue, or find what was issued for the same enrollment (CorePort.issue).
@@ -157,16 +165,16 @@ class Issuance:
         now = self._clock()
         serial = new_serial(self._random(20))
         try:
-            admitted = await self._decide(request)
+            admitted = await self._decide(request, now)
             plan = self._plan(admitted, serial, now)
+            started = self._stage("decide", started)
+            # 2. Build the TBSCertificate, lint it.
+            unlinted = build_tbs(plan)
+            started = self._stage("build", started)
+            linted = await self._linter.lint(unlinted, plan, admitted.profile)
         except CaError as error:
             await self._record_refusal(request, error)
             raise
-        started = self._stage("decide", started)
-        # 2. Build the TBSCertificate, lint it.
-        unlinted = build_tbs(plan)
-        started = self._stage("build", started)
-        linted = await self._linter.lint(unlinted, plan, admitted.profile)
         tbs = linted.take()
         started = self._stage("lint", started)
         # 3. Commit serial, TBS hash and event.
@@ -212,19 +220,37 @@ class Issuance:
             raise CaError(ErrorKind.UNAVAILABLE, "another node is working on this request", retry_after=5)
         await self._abandon(intent, "an earlier attempt was interrupted")
 
-    async def _decide(self, request: EnrollmentRequest) -> _Admitted:
-        profile = await self._profiles.pinned(request.profile, request.profile_hash)
+    async def _decide(self, request: EnrollmentRequest, now: datetime) -> _Admitted:
+        """Decide under the profile that the request began with and, where that was replaced, under today's too."""
+        pinned = await self._profiles.pinned(request.profile, request.profile_hash)
+        current = self._profiles.current(request.profile)
         csr = parse_csr(request.csr_der)
-        check_key(csr.public_key, profile, blocked=await self._store.spki_blocked(csr.spki_sha256))
-        match decide(profile, request, csr):
-            case Allow():
-                internal = request.requester.protocol is Protocol.INTERNAL
-                name = request.issuer if internal and request.issuer else profile.issuer
-                return _Admitted(request, csr, profile, self._issuers.get(name))
-            case Deny() as denial:
-                raise refusal([denial])
-            case Hold(rule):
-                raise CaError(ErrorKind.PENDING_APPROVAL, "the request waits for approval", rule=rule, retry_after=60)
+        blocked = await self._store.spki_blocked(csr.spki_sha256)
+        decisions = []
+        for profile in (pinned,) if pinned.hash == current.hash else (pinned, current):
+            check_key(csr.public_key, profile, blocked=blocked)
+            decisions.append(decide(profile, request, csr, now=now))
+        issuer = self._issuer_of(pinned, request)
+        unproven = unproven_identifier(request, now - self._evidence_lifetime)
+        if unproven is not None:
+            decisions.append(unproven)
+        for decision in decisions:
+            if isinstance(decision, Deny):
+                raise refusal([decision])
+        for decision in decisions:
+            if isinstance(decision, Hold):
+                raise CaError(
+                    ErrorKind.PENDING_APPROVAL, "the request waits for approval", rule=decision.rule, retry_after=60
+                )
+        return _Admitted(request, csr, pinned, issuer)
+
+    def _issuer_of(self, profile: Profile, request: EnrollmentRequest) -> ActiveIssuer:
+        """The issuer of a profile, or of the server's own request. A root signs CA certificates and its CRL alone."""
+        internal = request.requester.protocol is Protocol.INTERNAL
+        issuer = self._issuers.get(request.issuer if internal and request.issuer else profile.issuer)
+        if issuer.issuer.kind is not IssuerKind.ISSUING:
+            raise CaError(ErrorKind.POLICY_DENIED, "a root issues to nobody but CAs", rule="profile.issuer")
+        return issuer
 
     def _plan(self, admitted: _Admitted, serial: int, now: datetime) -> TbsPlan:
         return leaf_plan(
@@ -298,9 +324,11 @@ class Issuance:
         )
 
     async def _record_refusal(self, request: EnrollmentRequest, error: CaError) -> None:
-        if error.kind not in REFUSALS and error.kind is not ErrorKind.PENDING_APPROVAL:
-            return
         held = error.kind is ErrorKind.PENDING_APPROVAL
+        if error.kind not in REFUSALS and not held and not isinstance(error, LintError):
+            return
+        if held and request.key in self._held:
+            return
         await self._audit.append(
             [
                 self._events.make(
@@ -314,11 +342,15 @@ class Issuance:
                     profile=request.profile,
                     names=tuple(str(name) for name in request.identifiers),
                     reason=error.detail,
-                    rule=error.rule or error.kind.value,
+                    rule="lint" if isinstance(error, LintError) else error.rule or error.kind.value,
                     tenant=request.requester.tenant,
                 )
             ]
         )
+        if held:
+            while len(self._held) >= _HELD_REMEMBERED:
+                self._held.pop(next(iter(self._held)))
+            self._held[request.key] = None
 
     async def _abandon(self, intent: IssuanceIntent, reason: str) -> bool:
         event = self._events.make(

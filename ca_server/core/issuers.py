@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import structlog
 from cryptography import x509
@@ -14,7 +15,7 @@ from ca_server.core.lint import Linter
 from ca_server.core.ports import AuditStore, IssuerStore, KeyStore, SigningKey
 from ca_server.core.signing import sign_verified
 from ca_server.core.tbs import CaSubject, IssuerUrls, build_tbs, ca_plan, new_serial
-from ca_server.domain.audit import EventType
+from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord, Issuer, IssuerKey, IssuerKind, serial_text
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError, ErrorKind
@@ -109,11 +110,24 @@ class IssuerPlan:
     path_length: int | None
 
 
+async def generate_on_record(
+    keys: KeyStore, audit: AuditStore, events: EventFactory, label: str, algorithm: KeyAlgorithm
+) -> SigningKey:
+    """Generate a key in the token, with an event before and one after. CONFLICT where the label is taken."""
+    common: dict[str, Any] = {"key": label, "object": f"key:{label}"}
+    told = {"algorithm": algorithm.value}
+    await audit.append([events.make(EventType.KEY_GENERATING, extra=told, **common)])
+    key = await keys.generate(label, algorithm)
+    told["spki_sha256"] = sha256(key.spki_der).hexdigest()
+    await audit.append([events.make(EventType.KEY_GENERATED, extra=told, **common)])
+    return key
+
+
 class Ceremony:
     """Creates issuers: key in the token, certificate from the parent, all on record.
 
     Safe to repeat after a crash: a key that was generated and has no issuer yet is taken up again, and the serial
-    of a certificate that was signed and lost is on record as reserved.
+    of a certificate that was signed and lost is on record as reserved, then as abandoned (`settle`).
     """
 
     def __init__(
@@ -138,18 +152,27 @@ class Ceremony:
         """Find or generate a key; the generation is on record."""
         if label in await self._keys.labels():
             return await self._keys.find(label)
-        key = await self._keys.generate(label, algorithm)
-        await self._audit.append(
-            [
-                self._events.make(
-                    EventType.KEY_GENERATED,
-                    key=label,
-                    object=f"key:{label}",
-                    extra={"algorithm": algorithm.value, "spki_sha256": sha256(key.spki_der).hexdigest()},
-                )
-            ]
+        return await generate_on_record(self._keys, self._audit, self._events, label, algorithm)
+
+    async def settle(self) -> int:
+        """Put on record as abandoned what an interrupted ceremony left reserved. Returns how many."""
+        left = await self._audit.unfinished(
+            EventType.ISSUER_RESERVED, (EventType.ISSUANCE_STORED, EventType.ISSUANCE_ABANDONED)
         )
-        return key
+        events = [
+            self._events.make(
+                EventType.ISSUANCE_ABANDONED,
+                outcome=Outcome.FAILURE,
+                issuer=issuer,
+                serial=serial,
+                profile="ca",
+                reason="the ceremony that reserved it was interrupted",
+            )
+            for serial, issuer in left
+        ]
+        if events:
+            await self._audit.append(events)
+        return len(events)
 
     async def create(self, plan: IssuerPlan) -> Issuer:
         """Create an issuer. CONFLICT where the name is taken, NOT_FOUND where the parent is missing."""
@@ -201,6 +224,7 @@ class Ceremony:
             IssuerKind.ROOT if parent is None else IssuerKind.ISSUING,
             replace(own, certificate_der=der, chain=chain),
             plan.parent,
+            tenant=self._events.tenant,
         )
         record = CertificateRecord(
             serial=text,
@@ -218,6 +242,7 @@ class Ceremony:
             requester_protocol=Protocol.INTERNAL.value,
             requester_id=f"issuer:{plan.name}",
             transaction_key=key.label,
+            tenant=self._events.tenant,
         )
         events = [
             self._events.make(

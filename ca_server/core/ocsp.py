@@ -1,7 +1,7 @@
 """OCSP responder (RFC 6960): answers from the database as it stands, signed by a delegated responder per issuer."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1, sha256, sha384, sha512
@@ -9,15 +9,22 @@ from typing import Literal
 
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509 import ocsp
 
 from ca_server.core.audit import EventFactory
-from ca_server.core.capture import capture
-from ca_server.core.crl import reason_flag
-from ca_server.core.der import assemble_ocsp_response, children, read
+from ca_server.core.der import DerError, assemble_ocsp_response
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
+from ca_server.core.ocsp_codec import (
+    CertId,
+    CertStatus,
+    OcspRequest,
+    ResponseStatus,
+    SingleResponse,
+    build_response_data,
+    error_response,
+    parse_request,
+    subject_public_key_bits,
+)
 from ca_server.core.ports import AuditStore, IssuanceStore, OcspAnswer, OcspQuery, SigningKey
 from ca_server.core.signing import sign_verified
 from ca_server.domain.audit import EventType
@@ -26,11 +33,11 @@ from ca_server.domain.errors import CaError
 
 _log = structlog.get_logger()
 
-MAX_REQUEST = 16_384
-NONCE_LENGTHS = range(1, 129)
 _DIGESTS = {"sha1": sha1, "sha256": sha256, "sha384": sha384, "sha512": sha512}
-_EXTENDED_REVOKE = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.5.5.7.48.1.9"), b"\x05\x00")
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER_ISSUED = CertStatus(
+    good=False, revoked_at=datetime(1970, 1, 1, tzinfo=UTC), reason=RevocationReason.CERTIFICATE_HOLD
+)
+_SETTLED = frozenset({StatusValue.GOOD, StatusValue.REVOKED})
 
 UnknownSerial = Literal["unknown", "revoked", "unauthorized"]
 
@@ -43,39 +50,19 @@ class Responder:
     certificate: x509.Certificate
 
 
-def error_response(status: ocsp.OCSPResponseStatus) -> bytes:
-    """An OCSPResponse without content (RFC 6960 section 4.2.1); errors are never signed."""
-    return ocsp.OCSPResponseBuilder.build_unsuccessful(status).public_bytes(Encoding.DER)
-
-
-def _error(status: ocsp.OCSPResponseStatus) -> OcspAnswer:
+def _error(status: ResponseStatus) -> OcspAnswer:
     return OcspAnswer(error_response(status), cacheable=False)
 
 
 def try_later() -> OcspAnswer:
     """Tell the client to come again."""
-    return _error(ocsp.OCSPResponseStatus.TRY_LATER)
+    return _error(ResponseStatus.TRY_LATER)
 
 
-@dataclass(frozen=True, slots=True)
-class _IssuerHashes:
-    name: bytes
-    key: bytes
-
-
-def issuer_hashes(certificate: x509.Certificate, digest: str) -> _IssuerHashes:
-    """IssuerNameHash and issuerKeyHash of a CA certificate (RFC 6960 section 4.1.1)."""
-    algorithm = _DIGESTS[digest]
-    key_bits = _subject_public_key_bits(certificate)
-    return _IssuerHashes(algorithm(certificate.subject.public_bytes()).digest(), algorithm(key_bits).digest())
-
-
-def _subject_public_key_bits(certificate: x509.Certificate) -> bytes:
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    _, start, _ = read(spki)
-    parts = list(children(spki, start, len(spki)))
-    _, _, content, end = parts[1]
-    return spki[content + 1 : end]
+def _public_key_bits(certificate: x509.Certificate) -> bytes:
+    return subject_public_key_bits(
+        certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    )
 
 
 class OcspResponder:
@@ -106,105 +93,98 @@ class OcspResponder:
         """Compute the hashes by which requests name the issuers; again after the issuers changed."""
         self._by_hash = {}
         for issuer in self._issuers.all():
-            for digest in _DIGESTS:
-                found = issuer_hashes(issuer.certificate, digest)
-                self._by_hash[digest, found.name, found.key] = issuer
+            name, key = issuer.certificate.subject.public_bytes(), _public_key_bits(issuer.certificate)
+            for digest, algorithm in _DIGESTS.items():
+                self._by_hash[digest, algorithm(name).digest(), algorithm(key).digest()] = issuer
 
     async def respond(self, query: OcspQuery) -> OcspAnswer:
-        """Answer a DER OCSPRequest; every outcome is an OCSPResponse (CorePort.respond_ocsp)."""
-        if len(query.request_der) > MAX_REQUEST:
-            return self._counted("", "malformed", _error(ocsp.OCSPResponseStatus.MALFORMED_REQUEST))
+        """Answer a DER OCSPRequest; every outcome is an OCSPResponse (CorePort.respond_ocsp).
+
+        All CertIDs of a request are of one issuer, or nobody could sign the answer to all of them.
+        """
+        # 1. Read the request.
         try:
-            request = ocsp.load_der_ocsp_request(query.request_der)
-            digest = request.hash_algorithm.name
-            serial = request.serial_number
-            asked = (digest, request.issuer_name_hash, request.issuer_key_hash)
-            nonce = _nonce(request)
-        except (ValueError, TypeError, NotImplementedError, x509.DuplicateExtension, OverflowError):
-            return self._counted("", "malformed", _error(ocsp.OCSPResponseStatus.MALFORMED_REQUEST))
-        issuer = self._by_hash.get(asked)
-        if issuer is None or serial <= 0:
-            return self._counted("", "unauthorized", _error(ocsp.OCSPResponseStatus.UNAUTHORIZED))
+            request = parse_request(query.request_der)
+        except DerError:
+            return self._refused("", "malformed", ResponseStatus.MALFORMED_REQUEST)
+        # 2. Find who can speak for the issuer.
+        issuer = self._issuer(request.cert_ids)
+        if issuer is None:
+            return self._refused("", "unauthorized", ResponseStatus.UNAUTHORIZED)
         responder = self._responder(issuer.name)
         if responder is None:
-            return self._counted(issuer.name, "unauthorized", _error(ocsp.OCSPResponseStatus.UNAUTHORIZED))
+            return self._refused(issuer.name, "unauthorized", ResponseStatus.UNAUTHORIZED)
         try:
-            status = await self._store.serial_status(issuer.name, serial_text(serial))
-            if status.value is StatusValue.UNKNOWN:
-                _log.warning(
-                    "ocsp: unknown serial", issuer=issuer.name, serial=serial_text(serial), source=query.source
-                )
-                if self._unknown_serial == "unauthorized":
-                    return self._counted(issuer.name, "unknown", _error(ocsp.OCSPResponseStatus.UNAUTHORIZED))
-            answer = await self._sign(responder, asked, request.hash_algorithm, serial, status, nonce)
+            # 3. Ask the database, for each.
+            known = [await self._status(issuer, cert_id, query.source) for cert_id in request.cert_ids]
+            if self._unknown_serial == "unauthorized" and any(item.value is StatusValue.UNKNOWN for item in known):
+                return self._refused(issuer.name, "unknown", ResponseStatus.UNAUTHORIZED)
+            # 4. Sign.
+            answer = await self._sign(responder, request, known)
         except CaError as error:
             _log.warning("ocsp: try later", issuer=issuer.name, error=error.detail)
-            return self._counted(issuer.name, "try-later", _error(ocsp.OCSPResponseStatus.TRY_LATER))
-        return self._counted(issuer.name, status.value.value, answer)
+            return self._refused(issuer.name, "try-later", ResponseStatus.TRY_LATER)
+        for item in known:
+            self._count(issuer.name, item.value.value)
+        return answer
 
-    async def _sign(
-        self,
-        responder: Responder,
-        asked: tuple[str, bytes, bytes],
-        algorithm: hashes.HashAlgorithm,
-        serial: int,
-        status: SerialStatus,
-        nonce: x509.OCSPNonce | None,
-    ) -> OcspAnswer:
+    def _issuer(self, cert_ids: Sequence[CertId]) -> ActiveIssuer | None:
+        """The one issuer that all CertIDs name; None where there is none, or more than one."""
+        found = [
+            self._by_hash.get((cert_id.digest or "", cert_id.issuer_name_hash, cert_id.issuer_key_hash))
+            for cert_id in cert_ids
+        ]
+        return found[0] if all(issuer is found[0] for issuer in found) else None
+
+    async def _status(self, issuer: ActiveIssuer, cert_id: CertId, source: str | None) -> SerialStatus:
+        """What the database knows; an unknown serial under our name may be a forged certificate's, so it is logged."""
+        serial = serial_text(cert_id.serial)
+        status = await self._store.serial_status(issuer.name, serial)
+        if status.value is StatusValue.UNKNOWN:
+            _log.warning("ocsp: unknown serial", issuer=issuer.name, serial=serial[:64], source=source)
+        return status
+
+    async def _sign(self, responder: Responder, request: OcspRequest, known: Sequence[SerialStatus]) -> OcspAnswer:
         now = self._clock().replace(microsecond=0)
-        next_update = min(now + self._lifetime, responder.certificate.not_valid_after_utc)
-        shown, revoked_at, reason, extended = self._shown(status)
-        builder = (
-            ocsp.OCSPResponseBuilder()
-            .add_response_by_hash(
-                asked[1],
-                asked[2],
-                serial,
-                algorithm,
-                shown,
-                now,
-                next_update,
-                revoked_at.replace(microsecond=0) if revoked_at else None,
-                reason_flag(reason),
-            )
-            .responder_id(ocsp.OCSPResponderEncoding.HASH, responder.certificate)
-            .certificates([responder.certificate])
+        next_update = min(now + self._lifetime, responder.certificate.not_valid_after_utc).replace(microsecond=0)
+        shown = [self._shown(status) for status in known]
+        tbs = build_response_data(
+            sha1(_public_key_bits(responder.certificate)).digest(),  # noqa: S324 - what KeyHash is (section 4.2.1)
+            now,
+            next_update,
+            [SingleResponse(cert_id, status) for cert_id, status in zip(request.cert_ids, shown, strict=True)],
+            nonce=request.nonce,
+            extended_revoke=_NEVER_ISSUED in shown,
         )
-        if nonce is not None:
-            builder = builder.add_extension(nonce, critical=False)
-        if extended:
-            builder = builder.add_extension(_EXTENDED_REVOKE, critical=False)
-        tbs, _ = capture(responder.certificate.public_key(), builder.sign)  # type: ignore[arg-type]
         signature = await sign_verified(responder.key, tbs)
         der = assemble_ocsp_response(
             tbs, responder.key.algorithm, signature, [responder.certificate.public_bytes(Encoding.DER)]
         )
-        settled = status.value in {StatusValue.GOOD, StatusValue.REVOKED}
-        return OcspAnswer(der, cacheable=nonce is None and settled, this_update=now, next_update=next_update)
+        cacheable = request.nonce is None and len(known) == 1 and known[0].value in _SETTLED
+        return OcspAnswer(der, cacheable, this_update=now, next_update=next_update)
 
-    def _shown(
-        self, status: SerialStatus
-    ) -> tuple[ocsp.OCSPCertStatus, datetime | None, RevocationReason | None, bool]:
+    def _shown(self, status: SerialStatus) -> CertStatus:
         """The CertStatus for what the store knows.
 
         A serial that was drawn and given up is shown as RFC 6960 section 2.2 has it for certificates that were
         never issued: revoked, on hold, at the epoch, with extended-revoke. One that is being issued is unknown.
         """
         if status.value is StatusValue.GOOD:
-            return ocsp.OCSPCertStatus.GOOD, None, None, False
+            return CertStatus(good=True)
         if status.value is StatusValue.REVOKED:
-            return ocsp.OCSPCertStatus.REVOKED, status.revoked_at, status.reason, False
+            return CertStatus(good=False, revoked_at=status.revoked_at, reason=status.reason)
         never_issued = status.value is StatusValue.ABANDONED or (
             status.value is StatusValue.UNKNOWN and self._unknown_serial == "revoked"
         )
-        if never_issued:
-            return ocsp.OCSPCertStatus.REVOKED, _NEVER, RevocationReason.CERTIFICATE_HOLD, True
-        return ocsp.OCSPCertStatus.UNKNOWN, None, None, False
+        return _NEVER_ISSUED if never_issued else CertStatus(good=False)
 
-    def _counted(self, issuer: str, outcome: str, answer: OcspAnswer) -> OcspAnswer:
+    def _refused(self, issuer: str, outcome: str, status: ResponseStatus) -> OcspAnswer:
+        self._count(issuer, outcome)
+        return _error(status)
+
+    def _count(self, issuer: str, outcome: str) -> None:
         self._counts[issuer, outcome] += 1
         self._observe(issuer, outcome)
-        return answer
 
     async def record_counts(self, audit: AuditStore, events: EventFactory) -> None:
         """Put the answers since the last call on record, summed by issuer (audit log: aggregated per minute)."""
@@ -219,14 +199,3 @@ class OcspResponder:
                     for issuer, extra in sorted(by_issuer.items())
                 ]
             )
-
-
-def _nonce(request: ocsp.OCSPRequest) -> x509.OCSPNonce | None:
-    """The nonce to echo; ValueError unless it has 1 to 128 octets (RFC 9654 section 2.1)."""
-    try:
-        nonce = request.extensions.get_extension_for_class(x509.OCSPNonce).value
-    except x509.ExtensionNotFound:
-        return None
-    if len(nonce.nonce) not in NONCE_LENGTHS:
-        raise ValueError("nonce of a length that is not allowed")
-    return nonce

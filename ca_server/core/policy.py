@@ -1,6 +1,7 @@
 """What a profile lets pass: pure decisions, each denial with the stable name of its rule.
 
 Rules: `profile.frontends`, `profile.requesters`, `names.*`, `csr.*`, `subject.*`, `validity.*`; `approval` holds.
+The pipeline adds `profile.unknown`, `profile.pinned`, `profile.issuer`, `names.evidence` and `lint`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from ca_server.core.csr import ParsedCsr
-from ca_server.domain.enrollment import Allow, Decision, Deny, EnrollmentRequest, Hold, Requester
+from ca_server.domain.enrollment import Allow, Decision, Deny, EnrollmentRequest, Hold, Protocol, Requester
 from ca_server.domain.errors import CaError, ErrorKind, SubError
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.domain.profile_rules import Approval, CommonName, NameRules
@@ -68,6 +69,23 @@ def decide_validity(profile: Profile, begin: datetime | None, end: datetime | No
         days = rules.maximum / timedelta(days=1)
         return (Deny("validity.maximum", f"profile {profile.name!r} allows at most {days:g} days"),)
     return ()
+
+
+def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Deny | None:
+    """The denial of an ACME request with a name that no evidence covers: names checked are the names that are signed.
+
+    A wildcard is shown by a DNS challenge alone (RFC 8555 section 7.1.3). Evidence is what the front-end claims, not
+    older than `not_before`; other protocols authorize names with the requester.
+    """
+    if request.requester.protocol is not Protocol.ACME:
+        return None
+    proven = [item for item in request.evidence if item.validated_at >= not_before]
+    by_any = {item.identifier for item in proven}
+    by_dns = {item.identifier for item in proven if item.method.startswith("dns-")}
+    for identifier in request.identifiers:
+        if identifier.base not in (by_dns if identifier.is_wildcard else by_any):
+            return Deny("names.evidence", f"control of {identifier.value!r} was not shown, or long ago", identifier)
+    return None
 
 
 def refusal(denials: Sequence[Deny]) -> CaError:

@@ -5,13 +5,13 @@ is committed together with the audit events given to it; when it raises, nothing
 cancel a transaction that was queued. All times are aware UTC datetimes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration, EabKey
-from ca_server.domain.audit import AuditEvent, Checkpoint
+from ca_server.domain.audit import AuditEvent, Checkpoint, EventType
 from ca_server.domain.certificates import (
     CertificateRecord,
     Crl,
@@ -176,7 +176,7 @@ class AdminPort(Protocol):
     """What an operator may ask of the core, through its admin socket or offline; the peer's uid is the actor."""
 
     async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
-        """Revoke as an operator."""
+        """Revoke as an operator. The reason REMOVE_FROM_CRL releases from hold; BAD_REVOCATION_REASON without one."""
 
     async def publish_crl(self, request: PublishCrl) -> Crl:
         """Sign and publish a CRL now. NOT_FOUND."""
@@ -228,8 +228,8 @@ class KeyStore(Protocol):
     async def labels(self) -> tuple[str, ...]:
         """Labels of all private keys in the token."""
 
-    async def ensure_secret_key(self, label: str) -> None:
-        """Make sure that an AES-256 key of this label is in the token, non-extractable."""
+    async def ensure_secret_key(self, label: str) -> bool:
+        """Make sure that an AES-256 key of this label is in the token, non-extractable; true where it was made."""
 
     async def encrypt(self, label: str, plaintext: bytes, context: bytes) -> bytes:
         """Encrypt authentically under the AES key `label`; `context` must be given again to decrypt."""
@@ -318,7 +318,8 @@ class RevocationStore(Protocol):
     async def revoke(self, entry: RevokedEntry, issuer: str, events: Sequence[AuditEvent]) -> RevokedEntry | None:
         """Revoke a stored certificate; None when done, or the entry that stood before, unchanged.
 
-        A certificate that is revoked is changed only to KEY_COMPROMISE, or out of a hold. NOT_FOUND.
+        A certificate that is revoked is changed only to KEY_COMPROMISE, or out of a hold. REMOVE_FROM_CRL lifts a
+        hold, and is BAD_REVOCATION_REASON for a certificate that is not revoked. NOT_FOUND.
         """
 
     async def reserve_crl(self, issuer: str, issuer_key_id: int, partition: int, events: Sequence[AuditEvent]) -> int:
@@ -326,6 +327,9 @@ class RevocationStore(Protocol):
 
     async def revoked_entries(self, issuer: str, issuer_key_id: int, now: datetime) -> tuple[RevokedEntry, ...]:
         """Entries for a full CRL: revoked and not expired, or expired and not yet on a CRL since."""
+
+    async def has_unlisted(self, issuer_key_id: int, partition: int = 0) -> bool:
+        """Whether a revocation or the end of a hold was committed that the newest CRL does not surely show."""
 
     async def publish_crl(self, crl: Crl, events: Sequence[AuditEvent]) -> bool:
         """Store a signed CRL; false (and nothing stored) where one with a higher number stands."""
@@ -352,14 +356,33 @@ class IssuerStore(Protocol):
         """All key generations of an issuer, newest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredProfile:
+    """A profile body; `superseded_at` says since when another (or none) is in force under its name, None if it is."""
+
+    name: str
+    content_hash: str
+    body: bytes
+    superseded_at: datetime | None = None
+
+
 class ProfileStore(Protocol):
-    """Profile bodies by content hash."""
+    """Profile bodies by content hash, and which of them are in force."""
 
-    async def save_profile(self, name: str, content_hash: str, body: bytes, events: Sequence[AuditEvent]) -> bool:
-        """Keep a profile body; false (and no events) where it was there."""
+    async def profiles_in_force(self) -> dict[str, str]:
+        """Content hashes by name of what is in force."""
 
-    async def profile_body(self, content_hash: str) -> tuple[str, bytes] | None:
-        """Name and body by content hash."""
+    async def put_in_force(
+        self,
+        profiles: Sequence[StoredProfile],
+        expected: Mapping[str, str],
+        now: datetime,
+        events: Sequence[AuditEvent],
+    ) -> None:
+        """Put these profiles in force and no others. CONFLICT where what is in force is not what was expected."""
+
+    async def profile_body(self, content_hash: str) -> StoredProfile | None:
+        """A profile by content hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,14 +398,25 @@ class Lease:
 class CoordinationStore(Protocol):
     """Nodes, boot epochs, leases and secrets shared by all nodes."""
 
-    async def begin_boot(self, node: str, now: datetime, lease: timedelta) -> Fence:
-        """Register a start of `node`: its boot epoch grows, which fences off its earlier processes."""
+    async def begin_boot(self, node: str, holder: str, now: datetime, lease: timedelta) -> Fence:
+        """Register a start of `node`: its boot epoch grows, which fences off its earlier processes.
+
+        `holder` names the home that the node's name belongs to. CONFLICT while another holds it whose lease runs.
+        """
+
+    async def end_boot(self, fence: Fence, now: datetime) -> None:
+        """Let the node's lease end: its work is anybody's to take over."""
 
     async def heartbeat(self, fence: Fence, now: datetime, lease: timedelta) -> bool:
         """Prolong the node's lease; false where a newer boot of the node exists."""
 
-    async def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease | None:
-        """Take or prolong a lease; None where another holds it and it has not run out."""
+    async def acquire_lease(
+        self, name: str, holder: str, now: datetime, duration: timedelta, *, node: str | None = None
+    ) -> Lease | None:
+        """Take or prolong a lease; None where another holds it and it has not run out.
+
+        With `node`, what a holder of the name `NODE/...` had is taken at once: an earlier boot, which was fenced off.
+        """
 
     async def release_lease(self, lease: Lease) -> None:
         """Give a lease back."""
@@ -423,6 +457,9 @@ class AuditStore(Protocol):
 
     async def append(self, events: Sequence[AuditEvent]) -> None:
         """Commit events that record no other change, such as refusals."""
+
+    async def unfinished(self, begun: EventType, ended: Sequence[EventType]) -> tuple[tuple[str, str], ...]:
+        """(Serial, issuer) of events of one type that none of the other types followed for the same serial."""
 
     async def pending(self, limit: int) -> tuple[tuple[str, bytes], ...]:
         """Committed events without a leaf, in the order of their commit: (event id, canonical leaf bytes)."""

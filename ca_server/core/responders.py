@@ -25,6 +25,7 @@ from ca_server.domain.errors import CaError, ErrorKind
 _log = structlog.get_logger()
 
 PROFILE = "ocsp-responder"
+_LABEL_DIGITS = 8
 
 
 async def request_for(key: SigningKey, common_name: str) -> bytes:
@@ -38,7 +39,7 @@ async def request_for(key: SigningKey, common_name: str) -> bytes:
 
 
 class Responders:
-    """The responder of each issuing CA. `_current` is owned by the task that calls `ensure`."""
+    """The responder of each issuing CA. `_current` and `_doomed` are owned by the task that calls `ensure`."""
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class Responders:
         self._events = events
         self._clock = clock
         self._current: dict[str, Responder] = {}
+        self._doomed: dict[str, frozenset[str]] = {}
 
     def get(self, issuer: str) -> Responder | None:
         """The responder of an issuer; None for a root, which delegates nothing, and for an expired one."""
@@ -74,13 +76,10 @@ class Responders:
         for issuer in self._issuers.all():
             if issuer.issuer.kind is not IssuerKind.ISSUING:
                 continue
-            valid = await self._certificates.certificates_of(
-                Protocol.INTERNAL.value, f"{PROFILE}:{issuer.name}", self._clock()
-            )
-            usable = [record for record in valid if record.issuer_key_id == issuer.issuer.key.id]
+            usable = [record for record in await self._valid(issuer) if record.issuer_key_id == issuer.issuer.key.id]
             if not await self._take_up(issuer, usable):
                 await self._rotate(issuer)
-            await self._forget_expired(issuer, valid)
+            await self._forget_expired(issuer)
 
     async def _take_up(self, issuer: ActiveIssuer, records: list[CertificateRecord]) -> bool:
         """Open the newest responder that stands; tell whether it is young enough."""
@@ -97,11 +96,11 @@ class Responders:
         return False
 
     async def _rotate(self, issuer: ActiveIssuer) -> None:
-        label = f"ocsp-{issuer.name}-{token_hex(4)}"
+        label = f"ocsp-{issuer.name}-{token_hex(_LABEL_DIGITS // 2)}"
         key = await self._ceremony.ensure_key(label, issuer.key.algorithm)
         issued = await self._issuance.issue(
             EnrollmentRequest(
-                requester=Requester(Protocol.INTERNAL, f"{PROFILE}:{issuer.name}", "core"),
+                requester=Requester(Protocol.INTERNAL, f"{PROFILE}:{issuer.name}", "core", self._events.tenant),
                 profile=PROFILE,
                 csr_der=await request_for(key, f"{issuer.name} OCSP responder"),
                 identifiers=(),
@@ -112,16 +111,27 @@ class Responders:
         self._current[issuer.name] = Responder(key, x509.load_der_x509_certificate(issued.certificate_der))
         _log.info("ocsp responder rotated", issuer=issuer.name, key=label, until=issued.not_after.isoformat())
 
-    async def _forget_expired(self, issuer: ActiveIssuer, valid: tuple[CertificateRecord, ...]) -> None:
-        """Destroy keys of responders that expired, were revoked, or never got a certificate."""
-        kept = {record.transaction_key for record in valid}
+    async def _forget_expired(self, issuer: ActiveIssuer) -> None:
+        """Destroy keys of responders that expired, were revoked, or never got a certificate.
+
+        Only those that had none the last time too: another node on this token may just be making one.
+        """
+        prefix = f"ocsp-{issuer.name}-"
+        found = {
+            label
+            for label in await self._keys.labels()
+            if label.startswith(prefix) and len(label) == len(prefix) + _LABEL_DIGITS
+        }
         current = self._current.get(issuer.name)
-        if current is not None:
-            kept.add(current.key.label)
-        for label in await self._keys.labels():
-            if label.startswith(f"ocsp-{issuer.name}-") and len(label) == len(f"ocsp-{issuer.name}-") + 8:
-                if label in kept:
-                    continue
-                if await self._keys.delete(label):
-                    event = self._events.make(EventType.KEY_DELETED, key=label, object=f"key:{label}")
-                    await self._audit.append([event])
+        kept = {record.transaction_key for record in await self._valid(issuer)}
+        unused = frozenset(found - kept - ({current.key.label} if current is not None else set()))
+        for label in sorted(unused & self._doomed.get(issuer.name, frozenset())):
+            if await self._keys.delete(label):
+                event = self._events.make(EventType.KEY_DELETED, key=label, object=f"key:{label}")
+                await self._audit.append([event])
+        self._doomed[issuer.name] = unused
+
+    async def _valid(self, issuer: ActiveIssuer) -> tuple[CertificateRecord, ...]:
+        """Responder certificates of an issuer, of all nodes, that are neither expired nor revoked; newest first."""
+        requester = f"{PROFILE}:{issuer.name}"
+        return await self._certificates.certificates_of(Protocol.INTERNAL.value, requester, self._clock())

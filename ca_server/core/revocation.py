@@ -16,9 +16,13 @@ from ca_server.domain.certificates import (
     RevokedCertificate,
     RevokedEntry,
 )
-from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.enrollment import Protocol
+from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
 
 _log = structlog.get_logger()
+
+OPERATOR = "operator"
+"""How an operator's right to revoke is told."""
 
 
 class Revocation:
@@ -45,27 +49,34 @@ class Revocation:
         self._clock = clock
         self._observe = observe
 
-    async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
+    async def revoke(self, request: RevocationRequest, *, may_release: bool = False) -> RevokedCertificate:
         """Revoke (CorePort.revoke): committed when this returns; `revoked` is told, to sign the CRL again.
 
-        A certificate revoked before is ALREADY_REVOKED, but for a change to keyCompromise or out of a hold.
+        A certificate revoked before is ALREADY_REVOKED, but for a change to keyCompromise or out of a hold. Where
+        `may_release`, the reason removeFromCRL ends a hold: the next full list leaves the certificate out.
         """
+        record = None
         try:
             record = await self._find(request)
-            await self._check_reason(record, request.reason)
+            self._check_right(request, record)
+            await self._check_reason(record, request.reason, may_release=may_release)
+            now = self._clock().replace(microsecond=0)
+            await self._commit(request, record, now)
         except CaError as error:
-            self._observe(request.reason.label, "denied")
-            await self._audit.append([self._event(request, EventType.REVOCATION_REFUSED, error)])
+            if error.kind not in RETRYABLE_KINDS:
+                self._observe(request.reason.label, "denied")
+                await self._audit.append([self._event(request, EventType.REVOCATION_REFUSED, record, error)])
             raise
-        now = self._clock().replace(microsecond=0)
-        entry = RevokedEntry(record.serial, now, request.reason, request.invalidity_date)
-        standing = await self._store.revoke(entry, record.issuer, [self._event(request, EventType.CERTIFICATE_REVOKED)])
-        if standing is not None:
-            raise CaError(ErrorKind.ALREADY_REVOKED, "the certificate was revoked before")
-        _log.info("revoked", issuer=record.issuer, serial=record.serial, reason=request.reason.label)
+        _log.info("revocation", issuer=record.issuer, serial=record.serial, reason=request.reason.label)
         self._observe(request.reason.label, "revoked")
         self._revoked(record)
         return RevokedCertificate(record.issuer, record.serial, now, request.reason)
+
+    async def _commit(self, request: RevocationRequest, record: CertificateRecord, now: datetime) -> None:
+        entry = RevokedEntry(record.serial, now, request.reason, request.invalidity_date)
+        event = self._event(request, EventType.CERTIFICATE_REVOKED, record)
+        if await self._store.revoke(entry, record.issuer, [event]) is not None:
+            raise CaError(ErrorKind.ALREADY_REVOKED, "the certificate was revoked before")
 
     async def _find(self, request: RevocationRequest) -> CertificateRecord:
         record = await self._certificates.certificate(request.issuer, request.serial)
@@ -73,9 +84,23 @@ class Revocation:
             raise CaError(ErrorKind.NOT_FOUND, "this CA did not issue that certificate")
         return record
 
-    async def _check_reason(self, record: CertificateRecord, reason: RevocationReason) -> None:
+    @staticmethod
+    def _check_right(request: RevocationRequest, record: CertificateRecord) -> None:
+        """What the core can know of a front-end's claim: its own certificates are no requester's to revoke."""
+        if request.authenticated_by == OPERATOR:
+            return
+        if record.requester_protocol == Protocol.INTERNAL:
+            raise CaError(ErrorKind.UNAUTHORIZED, "only an operator revokes this one", rule="revocation.internal")
+        asked_for_it = (record.requester_protocol, record.requester_id)
+        if request.authenticated_by == "account" and asked_for_it != (request.requester_protocol, request.requester_id):
+            raise CaError(ErrorKind.UNAUTHORIZED, "another requester's certificate", rule="revocation.right")
+
+    async def _check_reason(self, record: CertificateRecord, reason: RevocationReason, *, may_release: bool) -> None:
         if reason is RevocationReason.REMOVE_FROM_CRL:
-            raise CaError(ErrorKind.BAD_REVOCATION_REASON, "removeFromCRL is for delta CRLs only")
+            if not may_release:
+                raise CaError(ErrorKind.BAD_REVOCATION_REASON, "operators alone release a certificate from hold")
+            if record.revocation_reason is not RevocationReason.CERTIFICATE_HOLD:
+                raise CaError(ErrorKind.BAD_REVOCATION_REASON, "the certificate is not on hold")
         if reason is RevocationReason.CERTIFICATE_HOLD:
             profile = await self._profiles.by_hash(record.profile_hash) if record.profile_hash else None
             if profile is None or not profile.allow_hold:
@@ -85,7 +110,13 @@ class Revocation:
                     rule="profile.allow_hold",
                 )
 
-    def _event(self, request: RevocationRequest, kind: EventType, error: CaError | None = None) -> AuditEvent:
+    def _event(
+        self,
+        request: RevocationRequest,
+        kind: EventType,
+        record: CertificateRecord | None,
+        error: CaError | None = None,
+    ) -> AuditEvent:
         return self._events.make(
             kind,
             outcome=Outcome.SUCCESS if error is None else Outcome.DENIED,
@@ -95,6 +126,8 @@ class Revocation:
             request_id=request.request_id or None,
             issuer=request.issuer,
             serial=request.serial,
+            profile=record.profile if record else None,
+            names=record.names if record else (),
             reason=request.reason.label if error is None else error.detail,
             rule=None if error is None else (error.rule or error.kind.value),
         )

@@ -1,12 +1,15 @@
 """The core's two faces: the port that fronts use and the port that operators use. Both only dispatch."""
 
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
+from ca_server.core.audit import EventFactory
 from ca_server.core.crl import CrlPublisher
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.issuance import Issuance
 from ca_server.core.ocsp import OcspResponder, try_later
 from ca_server.core.ports import (
+    AuditStore,
     CreatedEab,
     CreateEab,
     DisableEab,
@@ -21,14 +24,17 @@ from ca_server.core.ports import (
     Reloaded,
     Welcome,
 )
-from ca_server.core.revocation import Revocation
+from ca_server.core.revocation import OPERATOR, Revocation
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
+from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import Crl, IssuedCertificate, RevocationRequest, RevokedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier
 
 PORT_VERSION = 1
+FRONT_PROTOCOLS = frozenset({Protocol.ACME, Protocol.EST, Protocol.SCEP})
+"""What a front speaks for."""
 LISTENER = "listener"
 """Requester and profile of the listeners' TLS certificate."""
 
@@ -59,7 +65,11 @@ class CoreService:
         health: Callable[[], Awaitable[Health]],
         gate: WriteGate,
         listener_names: frozenset[Identifier],
+        audit: AuditStore,
+        events: EventFactory,
     ) -> None:
+        self._audit = audit
+        self._events = events
         self._welcome = welcome
         self._issuance = issuance
         self._revocation = revocation
@@ -79,22 +89,44 @@ class CoreService:
 
     async def issue(self, request: EnrollmentRequest) -> IssuedCertificate:
         self._gate.check()
-        self._check_front_may_ask(request)
+        if not self._may_issue(request):
+            await self._refuse(
+                f"issue for {request.requester.protocol.value}:{request.requester.id}", request.request_id
+            )
         return await self._issuance.issue(request)
 
-    def _check_front_may_ask(self, request: EnrollmentRequest) -> None:
+    def _may_issue(self, request: EnrollmentRequest) -> bool:
         """A front speaks for its protocols' requesters, and for itself for the TLS certificate of its listeners."""
         requester = request.requester
-        if requester.protocol is Protocol.ADMIN:
-            raise CaError(ErrorKind.UNAUTHORIZED, "operators use the admin port")
+        if requester.tenant != self._events.tenant:
+            return False
         if requester.protocol is Protocol.INTERNAL:
             own = requester.id == LISTENER and request.profile == LISTENER and not request.issuer
-            if not own or not self._listener_names.issuperset(request.identifiers):
-                raise CaError(ErrorKind.UNAUTHORIZED, "a front may ask for its own TLS certificate only")
+            return own and self._listener_names.issuperset(request.identifiers)
+        return requester.protocol in FRONT_PROTOCOLS and not request.issuer
 
     async def revoke(self, request: RevocationRequest) -> RevokedCertificate:
         self._gate.check()
+        if request.requester_protocol not in FRONT_PROTOCOLS or request.authenticated_by == OPERATOR:
+            await self._refuse(f"revoke as {request.requester_protocol}:{request.requester_id}", request.request_id)
         return await self._revocation.revoke(request)
+
+    async def _refuse(self, what: str, request_id: str) -> NoReturn:
+        """A front that asks for what no front may ask for is broken or broken into: it is on record as itself."""
+        await self._audit.append(
+            [
+                self._events.make(
+                    EventType.ACCESS_REFUSED,
+                    outcome=Outcome.DENIED,
+                    actor="internal:front",
+                    authenticated_by="core-port",
+                    request_id=request_id or None,
+                    reason=f"a front asked to {what}"[:500],
+                    rule="port.front",
+                )
+            ]
+        )
+        raise CaError(ErrorKind.UNAUTHORIZED, "no front may ask for this", rule="port.front")
 
     async def respond_ocsp(self, query: OcspQuery) -> OcspAnswer:
         if self._gate.reason is not None:
@@ -115,7 +147,7 @@ class AdminService:
         revocation: Revocation,
         publisher: CrlPublisher,
         accounts: ExternalAccounts,
-        reload: Callable[[], Awaitable[tuple[str, ...]]],
+        reload: Callable[[str], Awaitable[tuple[str, ...]]],
         health: Callable[[], Awaitable[Health]],
         gate: WriteGate,
         actor: Callable[[], str],
@@ -137,15 +169,15 @@ class AdminService:
             reason=request.reason,
             requester_protocol=kind,
             requester_id=who,
-            authenticated_by="operator",
+            authenticated_by=OPERATOR,
             request_id=request.request_id,
             invalidity_date=request.invalidity_date,
         )
-        return await self._revocation.revoke(asked)
+        return await self._revocation.revoke(asked, may_release=True)
 
     async def publish_crl(self, request: PublishCrl) -> Crl:
         self._gate.check()
-        return await self._publisher.publish(request.issuer)
+        return await self._publisher.publish(request.issuer, actor=self._actor())
 
     async def create_eab(self, request: CreateEab) -> CreatedEab:
         self._gate.check()
@@ -156,7 +188,7 @@ class AdminService:
         return Done(await self._accounts.disable(request.kid, self._actor()))
 
     async def reload(self, request: Reload) -> Reloaded:  # noqa: ARG002 - the port gives each operation one argument
-        return Reloaded(await self._reload())
+        return Reloaded(await self._reload(self._actor()))
 
     async def ping(self, ping: Ping) -> Health:  # noqa: ARG002 - the port gives each operation one argument
         return await self._health()

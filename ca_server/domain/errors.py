@@ -81,4 +81,9 @@ class ConfigurationError(Exception):
         self.value = value
         self.remedy = remedy
         shown = "" if value is None else f" = {value!r}"
-        super().__init__(f"{where}: {key}{shown}: {remedy}")
+        super().__init__(_in_one_line(f"{where}: {key}{shown}: {remedy}"))
+
+
+def _in_one_line(text: str) -> str:
+    """Text that a file or an argument had a part in, fit for a terminal and a log: nothing in it but what prints."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -147,7 +147,7 @@ def parse_profile(text: str, where: str) -> ProfileFile:
     """Read a profile's TOML. ConfigurationError names the key, its value and the remedy."""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in too many brackets
         raise ConfigurationError(where, "syntax", None, f"not TOML: {error}") from None
     try:
         return msgspec.convert(tree, ProfileFile)

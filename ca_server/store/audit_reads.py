@@ -244,6 +244,23 @@ class SqlAuditReads:
         rows = [_logged(row) for row in await self._rows(statement, {})]
         return tuple(rows if after is not None else reversed(rows))
 
+    async def unfinished(self, begun: EventType, ended: Sequence[EventType]) -> tuple[SerialKey, ...]:
+        """(Serial, issuer) of events of one type that none of the other types followed for the same serial."""
+        later = audit_events.alias("later")
+        followed = (
+            select(later.c.id)
+            .where(
+                later.c.serial == audit_events.c.serial,
+                later.c.issuer == audit_events.c.issuer,
+                later.c.type.in_([each.value for each in ended]),
+            )
+            .exists()
+        )
+        statement = select(audit_events.c.serial, audit_events.c.issuer).where(
+            audit_events.c.type == begun.value, audit_events.c.serial.is_not(None), ~followed
+        )
+        return tuple((row.serial, row.issuer) for row in await self._rows(statement, {}))
+
     async def export(self, first_index: int, last_index: int | None = None) -> AsyncIterator[bytes]:
         """Leaves in order, from one index through another (or the end): bytes that hash to the tree's leaves."""
         last = 2**63 - 1 if last_index is None else last_index

@@ -7,6 +7,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.core.ports import Lease
 from ca_server.domain.enrollment import Fence
+from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.database import Database
 from ca_server.store.statements import insert_dialect, insert_or_ignore
 from ca_server.store.tables import leases, nodes, secrets
@@ -32,11 +33,16 @@ _SAVE_SECRET = insert_or_ignore(secrets, ["name", "ciphertext"])
 
 _BEGIN_BOOT = {
     insert_dialect(insert): insert.values(
-        node=bindparam("node"), boot_epoch=1, lease_expires=bindparam("lease_expires")
+        node=bindparam("node"), holder=bindparam("holder"), boot_epoch=1, lease_expires=bindparam("lease_expires")
     )
     .on_conflict_do_update(
         index_elements=[nodes.c.node],
-        set_={"boot_epoch": nodes.c.boot_epoch + 1, "lease_expires": insert.excluded.lease_expires},
+        set_={
+            "boot_epoch": nodes.c.boot_epoch + 1,
+            "lease_expires": insert.excluded.lease_expires,
+            "holder": insert.excluded.holder,
+        },
+        where=or_(nodes.c.holder == insert.excluded.holder, nodes.c.lease_expires <= bindparam("now")),
     )
     .returning(nodes.c.boot_epoch)
     for insert in (sqlite.insert(nodes), postgresql.insert(nodes))
@@ -52,7 +58,11 @@ _ACQUIRE = {
             "expires_at": insert.excluded.expires_at,
             "fence": case((leases.c.holder == insert.excluded.holder, leases.c.fence), else_=leases.c.fence + 1),
         },
-        where=or_(leases.c.holder == insert.excluded.holder, leases.c.expires_at <= bindparam("now")),
+        where=or_(
+            leases.c.holder == insert.excluded.holder,
+            leases.c.expires_at <= bindparam("now"),
+            leases.c.holder.startswith(bindparam("own"), autoescape=False),
+        ),
     )
     .returning(leases.c.fence)
     for insert in (sqlite.insert(leases), postgresql.insert(leases))
@@ -65,22 +75,31 @@ class SqlCoordinationStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin_boot(self, node: str, now: datetime, lease: timedelta) -> Fence:
-        parameters = {"node": node, "lease_expires": now + lease}
+    async def begin_boot(self, node: str, holder: str, now: datetime, lease: timedelta) -> Fence:
+        parameters = {"node": node, "holder": holder, "lease_expires": now + lease, "now": now}
 
         def unit(connection: Connection) -> Fence:
-            epoch = connection.execute(_BEGIN_BOOT[connection.dialect.name], parameters).scalar_one()
+            epoch = connection.execute(_BEGIN_BOOT[connection.dialect.name], parameters).scalar()
+            if epoch is None:
+                raise CaError(ErrorKind.CONFLICT, f"another home is at work as node {node!r}")
             return Fence(node, epoch)
 
         return await self._database.write(unit)
+
+    async def end_boot(self, fence: Fence, now: datetime) -> None:
+        await self.heartbeat(fence, now, timedelta(0))
 
     async def heartbeat(self, fence: Fence, now: datetime, lease: timedelta) -> bool:
         parameters = {"of_node": fence.node, "of_epoch": fence.boot_epoch, "expires": now + lease}
         return await self._database.write(lambda connection: connection.execute(_HEARTBEAT, parameters).rowcount == 1)
 
-    async def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease | None:
+    async def acquire_lease(
+        self, name: str, holder: str, now: datetime, duration: timedelta, *, node: str | None = None
+    ) -> Lease | None:
         expires_at = now + duration
-        parameters = {"name": name, "holder": holder, "expires_at": expires_at, "now": now}
+        # A name of a node has no character that LIKE knows; no holder begins with a slash.
+        own = "/" if node is None else f"{node}/"
+        parameters = {"name": name, "holder": holder, "expires_at": expires_at, "now": now, "own": own}
 
         def unit(connection: Connection) -> Lease | None:
             fence = connection.execute(_ACQUIRE[connection.dialect.name], parameters).scalar()

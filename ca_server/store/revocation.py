@@ -3,7 +3,8 @@
 A list holds every entry whose `last_crl` is empty. A revoked certificate that expires stays on until one list that was
 made after its expiry has shown it (RFC 5280 section 3.3); `publish_crl` then closes it. Which list has shown it
 follows from numbers, not from clocks: a revocation records the last number drawn before it, and a list reads its
-entries after its number was drawn.
+entries after its number was drawn. So does the end of a hold, and so a change that no list shows is found again after
+a crash: its number is not below that of the newest list.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ _SET_REVOCATION = (
         revoked_at=bindparam("at"),
         revocation_reason=bindparam("reason"),
         invalidity_date=bindparam("invalid_since"),
-        revoked_after_crl=bindparam("after_crl"),
+        changed_after_crl=bindparam("after_crl"),
         last_crl=None,
     )
 )
@@ -98,6 +99,15 @@ _NEWEST_NUMBER = select(func.max(crls.c.number)).where(
     crls.c.partition == bindparam("of_partition"),
     crls.c.base_number.is_(None),
 )
+_UNLISTED = (
+    select(certificates.c.id)
+    .where(
+        certificates.c.issuer_key_id == bindparam("key_id"),
+        certificates.c.crl_partition == bindparam("of_partition"),
+        certificates.c.changed_after_crl >= func.coalesce(_NEWEST_NUMBER.scalar_subquery(), 0),
+    )
+    .limit(1)
+)
 _INSERT_CRL = insert(crls).values(
     {column.name: bindparam(column.name) for column in crls.columns if column.name not in {"id", "base_number"}}
 )
@@ -109,7 +119,7 @@ _CLOSE_EXPIRED = (
         certificates.c.last_crl.is_(None),
         certificates.c.crl_partition == bindparam("of_partition"),
         certificates.c.not_after < bindparam("this_update"),
-        certificates.c.revoked_after_crl < bindparam("of_number"),
+        certificates.c.changed_after_crl < bindparam("of_number"),
     )
     .values(last_crl=bindparam("of_number"))
 )
@@ -187,6 +197,12 @@ class SqlRevocationStore:
 
         return await self._database.read(query)
 
+    async def has_unlisted(self, issuer_key_id: int, partition: int = 0) -> bool:
+        parameters = {"key_id": issuer_key_id, "of_partition": partition}
+        return await self._database.read(
+            lambda connection: connection.execute(_UNLISTED, parameters).first() is not None
+        )
+
     async def publish_crl(self, crl: Crl, events: Sequence[AuditEvent]) -> bool:
         def unit(connection: Connection) -> bool:
             if not _publish(connection, crl):
@@ -235,7 +251,7 @@ def _revoke(connection: Connection, entry: RevokedEntry, issuer: str) -> Revoked
         "after_crl": last_number or 0,
     }
     if lifts_hold:
-        values |= {"at": None, "reason": None, "invalid_since": None, "after_crl": None}
+        values |= {"at": None, "reason": None, "invalid_since": None}
     connection.execute(_SET_REVOCATION, values)
     return None
 

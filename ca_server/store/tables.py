@@ -29,6 +29,8 @@ nodes = Table(
     "nodes",
     metadata,
     Column("node", String, primary_key=True),
+    # The home that the name belongs to.
+    Column("holder", String, nullable=False),
     Column("boot_epoch", BigInteger, nullable=False),
     Column("lease_expires", UtcTime, nullable=False),
 )
@@ -58,7 +60,17 @@ profiles = Table(
     Column("content_hash", String, primary_key=True),
     Column("name", String, nullable=False),
     Column("first_seen", UtcTime, nullable=False),
+    # Empty while the profile is in force.
+    Column("superseded_at", UtcTime, nullable=True),
     Column("body", LargeBinary, nullable=False),
+    Index(
+        "ix_profiles_in_force",
+        "tenant",
+        "name",
+        unique=True,
+        sqlite_where=text("superseded_at IS NULL"),
+        postgresql_where=text("superseded_at IS NULL"),
+    ),
 )
 
 # --- Issuers ------------------------------------------------------------------------------------------------------
@@ -185,8 +197,8 @@ certificates = Table(
     Column("revoked_at", UtcTime, nullable=True),
     Column("revocation_reason", Integer, nullable=True),
     Column("invalidity_date", UtcTime, nullable=True),
-    # The last CRL number drawn when the revocation was committed: every later list has the entry.
-    Column("revoked_after_crl", BigInteger, nullable=True),
+    # The last CRL number drawn when revocation, or release from hold, was committed: every later list shows it.
+    Column("changed_after_crl", BigInteger, nullable=True),
     # The list that showed the entry after the certificate expired: later ones leave it out (RFC 5280 section 3.3).
     Column("last_crl", BigInteger, nullable=True),
     Column("not_before", UtcTime, nullable=False),
@@ -214,6 +226,14 @@ certificates = Table(
         "id",
         sqlite_where=text("revoked_at IS NOT NULL AND last_crl IS NULL"),
         postgresql_where=text("revoked_at IS NOT NULL AND last_crl IS NULL"),
+    ),
+    Index(
+        "ix_certificates_changed",
+        "issuer_key_id",
+        "crl_partition",
+        "changed_after_crl",
+        sqlite_where=text("changed_after_crl IS NOT NULL"),
+        postgresql_where=text("changed_after_crl IS NOT NULL"),
     ),
 )
 

@@ -59,8 +59,6 @@ class ListenerState:
     draining: bool = False
     bodies: Counts[str] = field(default_factory=Counts)
     """Requests whose body is still coming, by address."""
-    renderers: dict[str, "Renderer"] = field(default_factory=dict)
-    """How front-ends say no, by the beginning of their paths."""
 
 
 STATE = web.AppKey("listener_state", ListenerState)
@@ -69,23 +67,40 @@ Renderer = Callable[[web.Request, int, str, int | None], web.Response]
 """Makes a front-end's own answer of a refused request, an HTTP status, a text and Retry-After in seconds."""
 
 
-def render_refusals(application: web.Application, prefix: str, render: Renderer) -> None:
-    """Let a front-end say in its own way what the listener's limits refuse on paths with this beginning."""
-    application[STATE].renderers[prefix] = render
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What a front-end has of its own."""
+
+    render: Renderer
+    max_body: int | None
+
+
+_OWN = web.AppKey("refusals", dict[str, _Own])
+
+
+def render_refusals(
+    application: web.Application, prefix: str, render: Renderer, *, max_body: int | None = None
+) -> None:
+    """Let a front-end say in its own way what limits refuse below a path; `max_body` is a lower limit of its own."""
+    application.setdefault(_OWN, {})[prefix] = _Own(render, max_body)
+
+
+def _own(request: web.Request) -> _Own | None:
+    path = request.rel_url.raw_path
+    return next((own for prefix, own in request.app.get(_OWN, {}).items() if path.startswith(prefix)), None)
 
 
 def refuse(
     request: web.Request, status: int, text: str, *, retry_after: int | None = None, close: bool = False
 ) -> web.Response:
     """Make an answer for what is refused before a front-end sees it, or that it did not map."""
-    path = request.rel_url.raw_path
-    for prefix, render in request.app[STATE].renderers.items():
-        if path.startswith(prefix):
-            response = render(request, status, text, retry_after)
-            if close:
-                response.force_close()
-            return response
-    return plain_response(status, text, request_id=request_id(request), retry_after=retry_after, close=close)
+    own = _own(request)
+    if own is None:
+        return plain_response(status, text, request_id=request_id(request), retry_after=retry_after, close=close)
+    response = own.render(request, status, text, retry_after)
+    if close:
+        response.force_close()
+    return response
 
 
 def request_id(request: web.BaseRequest) -> str:
@@ -238,9 +253,11 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """
     state = request.app[STATE]
     options = state.options
-    if request.content_length is not None and request.content_length > options.max_body:
+    own = _own(request)
+    max_body = options.max_body if own is None or own.max_body is None else min(own.max_body, options.max_body)
+    if request.content_length is not None and request.content_length > max_body:
         telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
-        return refuse(request, 413, f"at most {options.max_body} octets", close=True)
+        return refuse(request, 413, f"at most {max_body} octets", close=True)
     if request.can_read_body:
         refused = await _take_body(request, state)
         if refused is not None:

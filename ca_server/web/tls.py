@@ -34,6 +34,9 @@ RENEW_AT = 2 / 3
 JITTER = 0.05
 """Part of the lifetime by which renewals are spread, to earlier."""
 
+_RETRY_SECONDS = 2.0
+"""Between attempts while there is no valid certificate."""
+
 Issue = Callable[[bytes], Awaitable[IssuedCertificate]]
 """Has a DER CSR issued through the core."""
 
@@ -131,7 +134,7 @@ class ListenerTls:
     async def run(self, issue: Issue) -> None:
         """Renew in time and follow the other fronts' renewals, until cancelled."""
         while True:
-            await asyncio.sleep(self._check_seconds)
+            await asyncio.sleep(self._check_seconds if self._valid() else min(self._check_seconds, _RETRY_SECONDS))
             try:
                 await self.ensure(issue)
             except (CaError, OSError) as error:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from hashlib import sha256
+from http import HTTPStatus
 
 import structlog
 from aiohttp import web
 
+from ca_server.core.ocsp_codec import MAX_REQUEST, ResponseStatus, error_response
 from ca_server.core.ports import CorePort, IssuerStore, OcspAnswer, OcspQuery, RevocationStore
 from ca_server.domain.certificates import Crl, IssuerKey
 from ca_server.domain.errors import CaError
@@ -17,13 +19,11 @@ from protocols.status.wire import IssuerPath, MalformedPathError, decode_get_pat
 
 _log = structlog.get_logger()
 
-MAX_OCSP_REQUEST = 16_384
 FRESH_SECONDS = 1.0
 """How long a front may answer from what it read last: the bound on how late it shows a new CRL."""
 MAX_AGE = 300
 _FIRST_SERVER_ERROR = 500
-_TRY_LATER = bytes.fromhex("30030a0103")
-_MALFORMED = bytes.fromhex("30030a0101")
+_NO_STORE = {"Cache-Control": "no-store"}
 
 
 class StatusFrontEnd:
@@ -49,7 +49,7 @@ class StatusFrontEnd:
 
     def register(self, application: web.Application) -> None:
         """Add the routes."""
-        render_refusals(application, "/ocsp", self._refusal)
+        render_refusals(application, "/ocsp", _limited, max_body=MAX_REQUEST)
         application.router.add_post("/ocsp", self.ocsp_post)
         application.router.add_get("/ocsp/{request:.*}", self.ocsp_get)
         application.router.add_post("/ocsp/", self.ocsp_post)
@@ -59,17 +59,20 @@ class StatusFrontEnd:
     async def ocsp_post(self, request: web.Request) -> web.Response:
         """POST with a DER body (RFC 6960 appendix A.1)."""
         if request.content_type != "application/ocsp-request":
-            return web.Response(status=415, text="send application/ocsp-request\n")
-        if (request.content_length or 0) > MAX_OCSP_REQUEST:
-            return self._ocsp_error(_MALFORMED)
-        return await self._ocsp(await request.read(), request)
+            return _refusal(415, "send application/ocsp-request")
+        if (request.content_length or 0) > MAX_REQUEST:
+            return _ocsp_error(ResponseStatus.MALFORMED_REQUEST)
+        der = await request.read()
+        if len(der) > MAX_REQUEST:
+            return _ocsp_error(ResponseStatus.MALFORMED_REQUEST)
+        return await self._ocsp(der, request)
 
     async def ocsp_get(self, request: web.Request) -> web.Response:
         """GET with the request in the path, read raw: a router that decodes or merges slashes would break it."""
         try:
             der = decode_get_path(request.raw_path.partition("?")[0], "/ocsp/")
         except MalformedPathError:
-            return self._ocsp_error(_MALFORMED)
+            return _ocsp_error(ResponseStatus.MALFORMED_REQUEST)
         return await self._ocsp(der, request)
 
     async def _ocsp(self, der: bytes, request: web.Request) -> web.Response:
@@ -77,33 +80,23 @@ class StatusFrontEnd:
             answer = await self._core.respond_ocsp(OcspQuery(der, request.remote))
         except CaError as error:
             _log.warning("ocsp not answered", error=error.detail)
-            return self._ocsp_error(_TRY_LATER)
+            return _ocsp_error(ResponseStatus.TRY_LATER)
         response = web.Response(body=answer.response_der, content_type="application/ocsp-response")
         self._cache_headers(response, answer)
         return response
 
-    def _ocsp_error(self, der: bytes) -> web.Response:
-        return web.Response(body=der, content_type="application/ocsp-response", headers={"Cache-Control": "no-store"})
-
-    def _refusal(self, _request: web.Request, status: int, _detail: str, retry_after: int | None) -> web.Response:
-        """How the listener's limits say no to an OCSP client (RFC 6960 section 4.2.1)."""
-        if status < _FIRST_SERVER_ERROR:
-            return self._ocsp_error(_MALFORMED)
-        answer = self._ocsp_error(_TRY_LATER)
-        if retry_after is not None:
-            answer.headers["Retry-After"] = str(retry_after)
-        return answer
-
     def _cache_headers(self, response: web.Response, answer: OcspAnswer) -> None:
         """HTTP caching of RFC 5019 section 6, for settled answers without a nonce."""
         if not answer.cacheable or answer.next_update is None or answer.this_update is None:
-            response.headers["Cache-Control"] = "no-store"
+            response.headers.update(_NO_STORE)
             return
         self._caching(response, answer.response_der, answer.this_update, answer.next_update)
 
     def _caching(self, response: web.Response, body: bytes, this_update: datetime, next_update: datetime) -> None:
-        left = max(0, int((next_update - self._clock()).total_seconds()) - 1)
-        response.headers["Cache-Control"] = f"max-age={min(left, MAX_AGE)}, public, no-transform, must-revalidate"
+        # Where this front's clock is slow, what was signed still lives no longer than it ever did.
+        left = min(next_update - self._clock(), next_update - this_update)
+        age = max(0, min(int(left.total_seconds()) - 1, MAX_AGE))
+        response.headers["Cache-Control"] = f"max-age={age}, public, no-transform, must-revalidate"
         response.headers["Expires"] = format_datetime(next_update, usegmt=True)
         response.headers["Last-Modified"] = format_datetime(this_update, usegmt=True)
         response.headers["ETag"] = f'"{sha256(body).hexdigest()}"'
@@ -113,16 +106,16 @@ class StatusFrontEnd:
         try:
             path = parse_issuer_path(request.match_info["name"], ".crl")
         except MalformedPathError:
-            return web.Response(status=404, text="there is no such CRL\n")
+            return _refusal(404, "there is no such CRL")
         crl = await self._latest(path)
         if crl is None:
-            return web.Response(status=404, text="there is no such CRL\n")
+            return _refusal(404, "there is no such CRL")
         if crl.next_update <= self._clock():
-            return web.Response(
-                status=503, text="the CRL has expired and no new one could be signed\n", headers={"Retry-After": "30"}
-            )
-        etag = f'"{sha256(crl.der).hexdigest()}"'
-        if etag in request.headers.get("If-None-Match", "").replace(" ", "").split(","):
+            response = _refusal(503, "the CRL has expired and no new one could be signed")
+            response.headers["Retry-After"] = "30"
+            return response
+        # By time alone (If-Modified-Since) two lists of one second could not be told apart: they are sent whole.
+        if {tag.value for tag in request.if_none_match or ()} & {"*", sha256(crl.der).hexdigest()}:
             response = web.Response(status=304)
         else:
             response = web.Response(body=crl.der, content_type="application/pkix-crl")
@@ -163,15 +156,37 @@ class StatusFrontEnd:
         try:
             path = parse_issuer_path(request.match_info["name"], ".cer")
         except MalformedPathError:
-            return web.Response(status=404, text="there is no such issuer\n")
+            return _refusal(404, "there is no such issuer")
         try:
             key = await self._key(path.issuer, path.generation)
         except CaError:
             key = self._keys.get((path.issuer, path.generation))
+            if key is None:
+                raise
         if key is None:
-            return web.Response(status=404, text="there is no such issuer\n")
+            return _refusal(404, "there is no such issuer")
         return web.Response(
             body=key.certificate_der,
             content_type="application/pkix-cert",
             headers={"Cache-Control": f"max-age={MAX_AGE}, public"},
         )
+
+
+def _limited(_request: web.Request, status: int, _detail: str, retry_after: int | None) -> web.Response:
+    """How limits say no to an OCSP client (RFC 6960 section 4.2.1): a request that is too long is malformed."""
+    late = status >= _FIRST_SERVER_ERROR
+    answer = _ocsp_error(ResponseStatus.TRY_LATER if late else ResponseStatus.MALFORMED_REQUEST)
+    if status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        answer.set_status(status)
+    if retry_after is not None:
+        answer.headers["Retry-After"] = str(retry_after)
+    return answer
+
+
+def _ocsp_error(status: ResponseStatus) -> web.Response:
+    return web.Response(body=error_response(status), content_type="application/ocsp-response", headers=_NO_STORE)
+
+
+def _refusal(status: int, text: str) -> web.Response:
+    """An answer that no cache keeps: what is missing or late now may be there in a moment."""
+    return web.Response(status=status, text=f"{text}\n", headers=_NO_STORE)

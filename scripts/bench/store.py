@@ -112,7 +112,7 @@ async def rate(work: Callable[[], Awaitable[None]], group: int, seconds: float) 
 async def measure(url: str, seconds: float) -> None:
     await migrate(url)
     database = await Database.open(url)
-    fence = await SqlCoordinationStore(database).begin_boot("bench", datetime.now(UTC), timedelta(hours=1))
+    fence = await SqlCoordinationStore(database).begin_boot("bench", "home", datetime.now(UTC), timedelta(hours=1))
     name = unique("issuer")
     der = b"\x30\x10" + os.urandom(16)
     key = IssuerKey(0, name, 1, name, KeyAlgorithm.P256, der, der, ())

@@ -193,7 +193,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 async def victim(database: Database, tmp_path: Path) -> Victim:
     coordination = SqlCoordinationStore(database)
-    fence = await coordination.begin_boot("node", NOW, timedelta(seconds=30))
+    fence = await coordination.begin_boot("node", "home", NOW, timedelta(seconds=30))
     ca_key = IssuerKey(0, "ca", 1, "ca-1", KeyAlgorithm.P256, b"\x30\x00", b"\x30\x00", ())
     issuer = await SqlIssuerStore(database).create_issuer(Issuer("ca", IssuerKind.ROOT, ca_key), None, [])
     factories = [

@@ -1,9 +1,7 @@
 """One CA for all client tests, started by scripts/run as an operator would, with a name server of its own."""
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,13 +9,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from interoplib.acme import AcmeClient
-from interoplib.dns import NameServer
-from interoplib.enrollment import Enrollment, Surroundings
+from interoplib.enrollment import Surroundings
+from interoplib.fixtures import ca_server_command, enroll, open_folder, surroundings
 from interoplib.openssl import Relying
 from interoplib.server import EXTERNAL_HOST, Server
-from interoplib.tools import CHECKOUT, free_ports, run
-from interoplib.web import ChallengeServer
+from interoplib.tools import CHECKOUT
+
+__all__ = ["ca_server_command", "enroll", "open_folder", "surroundings"]
+"""Fixtures that other folders of tests use too."""
 
 CLIENTS = pytest.StashKey[dict[str, dict[str, str]]]()
 
@@ -38,36 +37,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     lines += ["| client | what was done |", "|---|---|"]
     lines += [f"| {name} | {', '.join(done)} |" for name, done in sorted(clients.items())]
     (CHECKOUT / "docs" / "interop.md").write_text("\n".join(lines) + "\n", "utf-8")
-
-
-@pytest.fixture(scope="session")
-def open_folder() -> Iterator[Callable[[str], Path]]:
-    """Makes folders that other users can walk into: pytest's own are closed, and as root the server is other users."""
-    top = Path(tempfile.mkdtemp(prefix="ca-interop-", dir="/tmp"))
-    top.chmod(0o755)
-
-    def make(name: str) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=top))
-        folder.chmod(0o755)
-        return folder
-
-    yield make
-    shutil.rmtree(top, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def ca_server_command() -> Path:
-    """The path of ca-server as scripts/run installs it."""
-    done = run([CHECKOUT / "scripts" / "run", "--install-only"], timeout=240)
-    return Path(done.stdout.split()[-1])
-
-
-@pytest.fixture(scope="session")
-def surroundings(open_folder: Callable[[str], Path]) -> Iterator[Surroundings]:
-    dns_port, http_01_port = free_ports(2)
-    server = NameServer(open_folder("dns"), dns_port)
-    yield Surroundings(server, http_01_port)
-    server.close()
 
 
 @pytest.fixture(scope="session")
@@ -105,13 +74,6 @@ def record_client(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         request.config.stash[CLIENTS].setdefault(client, {})[deed] = deed
 
     return record
-
-
-@pytest.fixture
-def enroll(surroundings: Surroundings, tmp_path: Path) -> Iterator[Callable[[Server], Enrollment]]:
-    """Makes an account at a CA, and answers http-01 and dns-01 for it."""
-    with ChallengeServer(tmp_path / "www", surroundings.http_01_port) as web:
-        yield lambda server: Enrollment(AcmeClient(server.directory, server.root).register(), web, surroundings.dns)
 
 
 @pytest.fixture

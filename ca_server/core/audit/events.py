@@ -140,7 +140,8 @@ class EventFactory:
         self._software = software
         self._configuration = configuration
         self._clock = clock
-        self._tenant = tenant
+        self.tenant = tenant
+        self._actor = f"internal:{process.partition('-')[0]}"
         self._sequence = 0
         self._last_id = 0
 
@@ -149,11 +150,14 @@ class EventFactory:
 
         The sequence numbers events in the order of their making; the store numbers them anew, without a gap, in the
         order of their commit. A long list of names is cut, with `names_count` and `names_sha256` in `extra`; text
-        that is not Unicode is escaped. Raises CaError TOO_LARGE for an event that still exceeds MAX_LEAF.
+        that is not Unicode is escaped. The actor is this process itself unless another is named. Raises CaError
+        TOO_LARGE for an event that still exceeds MAX_LEAF.
         """
         now = self._clock()
         self._sequence += 1
-        members.setdefault("tenant", self._tenant)
+        members.setdefault("tenant", self.tenant)
+        if members.get("actor") is None:
+            members["actor"] = self._actor
         event = AuditEvent(
             id=self._next_id(now),
             type=type,

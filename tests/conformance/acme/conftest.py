@@ -474,7 +474,7 @@ class World:
             SqlIssuanceStore(database),
             SqlAuditStore(database),
         )
-        fence = await SqlCoordinationStore(database).begin_boot("node", datetime.now(UTC), timedelta(days=1))
+        fence = await SqlCoordinationStore(database).begin_boot("node", "home", datetime.now(UTC), timedelta(days=1))
         linter = Linter(pkilint=False)
         ceremony = Ceremony(issuer_store, audit, keys, linter, events, urls)  # type: ignore[arg-type]
         for name, parent in (("root", None), ("issuing", "root")):
@@ -485,10 +485,8 @@ class World:
             )
         registry = IssuerRegistry(issuer_store, keys, urls)  # type: ignore[arg-type]
         await registry.load()
-        self.profiles = ProfileBook(
-            SqlProfileStore(database), {name: load_profile(name, body, where=name) for name, body in PROFILES.items()}
-        )
-        await self.profiles.save(events)
+        self.profiles = ProfileBook(SqlProfileStore(database), {})
+        await self.put_in_force(PROFILES)
         self.core = Core(
             issuance=Issuance(
                 store=issuance_store,
@@ -518,6 +516,10 @@ class World:
         )
         self.core.gate.set()
         self.issuing = registry.get("issuing")
+
+    async def put_in_force(self, bodies: dict[str, str]) -> None:
+        profiles = {name: load_profile(name, body, where=name) for name, body in bodies.items()}
+        await self.profiles.put_in_force(profiles, self.events("core"))
 
     def make_front(self, options: AcmeOptions | None = None, process: str = "front-1") -> AcmeFrontEnd:
         return AcmeFrontEnd(

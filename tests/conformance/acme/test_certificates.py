@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
@@ -199,11 +200,31 @@ async def test_fact_26_the_front_dies(world, csr, died, taken_up):
     assert (await client.finalize(order, der)).json["status"] == "valid"
 
 
+async def test_names_that_no_validation_covers_are_not_signed(world, csr):
+    """The core asks for evidence of each name: a front that lost or invented an authorization gets nothing."""
+    from ca_server.domain.errors import CaError
+
+    world.resolve("a.test", "b.test")
+    client = await world.client()
+    order = await client.ready("a.test", "b.test")
+    world.front._issuing._start = lambda _order: None
+    await client.finalize(order, csr("a.test", "b.test"))
+    request = await issuing_request(world, order.headers["Location"])
+    assert {item.identifier.value for item in request.evidence} == {"a.test", "b.test"}
+    long_ago = replace(request.evidence[1], validated_at=datetime(2020, 1, 1, tzinfo=UTC))
+    for evidence in (request.evidence[:1], (), (request.evidence[0], long_ago)):
+        with pytest.raises(CaError) as refused:
+            await world.core.issuance.issue(replace(request, evidence=evidence))
+        assert refused.value.rule == "names.evidence"
+    assert await acme_certificates(world) == []
+    assert {event["rule"] for event in await world.audit("issuance.refused")} == {"names.evidence"}
+
+
 async def issuing_request(world, location):
     from protocols.acme.issuing import enrollment_request
 
     order = await world.front._store.order(location.rpartition("/")[2])
-    return enrollment_request(order, "default", order.csr_der, ())
+    return enrollment_request(order, "default", order.csr_der, await world.front._issuing._evidence(order))
 
 
 async def test_a_refusal_of_the_core_makes_the_order_invalid(world, csr, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
 
 
 async def test_fact_13_a_new_order(world, external):
@@ -384,15 +385,28 @@ async def test_validity_that_can_not_be_given_is_refused_at_once(world, members,
 
 
 async def test_an_order_keeps_the_profile_with_which_it_began(world, csr, profiles):
-    from ca_server.domain.profiles import load_profile
-
     world.resolve("a.test")
     client = await world.client()
     order = await client.ready("a.test")
     before = world.profiles.get("default")
-    stricter = profiles | {"default": profiles["short"]}
-    world.profiles.replace({name: load_profile(name, body, where=name) for name, body in stricter.items()})
-    assert (await client.order("a.test")).problem == "rejectedIdentifier"
-    assert (await client.finalize(order, csr("a.test"))).json["status"] == "valid"
+    await world.put_in_force(profiles | {"default": profiles["default"].replace('"90d"', '"1d"')})
+    done = await client.finalize(order, csr("a.test"))
+    assert done.json["status"] == "valid"
+    (leaf, *_) = x509.load_pem_x509_certificates((await client.post(done.json["certificate"])).body)
+    assert leaf.not_valid_after_utc - leaf.not_valid_before_utc > timedelta(days=89)
     rows = await world.query("SELECT profile_hash FROM certificates WHERE requester_protocol = 'acme'")
     assert [row[0] for row in rows] == [before.hash]
+
+
+async def test_an_order_must_still_be_acceptable_when_it_is_signed(world, csr, profiles):
+    """What policy has come to refuse is not signed under the profile of yesterday."""
+    world.resolve("a.test")
+    client = await world.client()
+    order = await client.ready("a.test")
+    await world.put_in_force(profiles | {"default": profiles["short"]})
+    assert (await client.order("a.test")).problem == "rejectedIdentifier"
+    done = await client.finalize(order, csr("a.test"))
+    assert done.json["status"] == "invalid"
+    assert done.json["error"]["rule"] == "names.dns"
+    assert await world.query("SELECT 1 FROM certificates WHERE requester_protocol = 'acme'") == []
+    assert [event["rule"] for event in await world.audit("issuance.refused")][-1] == "names.dns"

@@ -124,7 +124,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def world(database: Database) -> World:
-    fence = await SqlCoordinationStore(database).begin_boot("node", NOW, timedelta(seconds=30))
+    fence = await SqlCoordinationStore(database).begin_boot("node", "home", NOW, timedelta(seconds=30))
     store = SqlIssuerStore(database)
     root = await store.create_issuer(issuer("root", IssuerKind.ROOT), None, [])
     below = issuer("issuing", IssuerKind.ISSUING, "root", (root.key.certificate_der,))

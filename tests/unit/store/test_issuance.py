@@ -164,7 +164,7 @@ async def test_completing_is_fenced(world: Any, store: SqlIssuanceStore) -> None
     await refused(store.complete(intent.id, replace(world.fence, boot_epoch=2), record, []))
     await refused(store.complete(intent.id, Fence("other", 1), record, []))
     await refused(store.complete("unknown", world.fence, record, []))
-    await SqlCoordinationStore(world.database).begin_boot("node", world.now, timedelta(seconds=30))
+    await SqlCoordinationStore(world.database).begin_boot("node", "home", world.now, timedelta(seconds=30))
     await refused(store.complete(intent.id, world.fence, record, []))
     assert await count(world.database, certificates) == 0
 
@@ -232,7 +232,7 @@ async def test_intents_of_earlier_boots_and_of_dead_nodes(world: Any, store: Sql
     mine = world.intent("mine")
     await store.reserve(mine, CSR, [])
     await world.issue("settled")
-    dead_fence = await coordination.begin_boot("dead", world.now - timedelta(hours=1), timedelta(seconds=30))
+    dead_fence = await coordination.begin_boot("dead", "home", world.now - timedelta(hours=1), timedelta(seconds=30))
     orphan = world.intent("orphan", fence=dead_fence)
     await store.reserve(orphan, CSR, [])
     assert await store.live_intents("node", world.fence.boot_epoch) == ()

@@ -2,11 +2,12 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from ca_server.core.ports import StoredProfile
 from ca_server.domain.certificates import Issuer, IssuerKind
 from ca_server.domain.enrollment import Fence
 from ca_server.domain.errors import CaError, ErrorKind
@@ -19,6 +20,7 @@ from ca_server.store.issuers import SqlIssuerStore
 from ca_server.store.profiles import SqlProfileStore
 
 LEASE = timedelta(seconds=30)
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
 def renamed(issuer: Issuer, name: str, **changes: Any) -> Issuer:
@@ -84,30 +86,65 @@ async def test_no_event_no_issuer(world: Any, monkeypatch: pytest.MonkeyPatch) -
     assert len(await SqlIssuerStore(world.database).issuers()) == 2
 
 
+def stored(name: str, digest: str, body: bytes = b"body") -> StoredProfile:
+    return StoredProfile(name, digest, body)
+
+
 async def test_profiles_are_kept_by_content(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
     monkeypatch.setattr(profiles_module, "insert_events", lambda _connection, events: given.extend(events))
     store = SqlProfileStore(database)
-    assert await store.save_profile("default", "h1", b"body", ["first"])
-    assert not await store.save_profile("renamed", "h1", b"body", ["second"])
-    assert await store.save_profile("default", "h2", b"changed", ["third"])
-    assert given == ["first", "third"]
-    assert await store.profile_body("h1") == ("default", b"body")
-    assert await store.profile_body("h2") == ("default", b"changed")
+    later = NOW + timedelta(hours=1)
+    await store.put_in_force([stored("a", "a1"), stored("b", "b1")], {}, NOW, ["first"])
+    assert await store.profiles_in_force() == {"a": "a1", "b": "b1"}
+    await store.put_in_force([stored("a", "a2", b"new")], {"a": "a1", "b": "b1"}, later, ["second"])
+    assert await store.profiles_in_force() == {"a": "a2"}
+    assert await store.profile_body("a1") == StoredProfile("a", "a1", b"body", later)
+    assert await store.profile_body("b1") == StoredProfile("b", "b1", b"body", later)
+    assert await store.profile_body("a2") == StoredProfile("a", "a2", b"new")
+    # Back to what stood: the body is there already.
+    await store.put_in_force([stored("a", "a1")], {"a": "a2"}, later, ["third"])
+    assert await store.profiles_in_force() == {"a": "a1"}
+    assert (await store.profile_body("a2")).superseded_at == later
+    assert given == ["first", "second", "third"]
     assert await store.profile_body("h3") is None
-    assert await SqlProfileStore(database, "other").profile_body("h1") is None
+    assert await SqlProfileStore(database, "other").profile_body("a1") is None
+
+
+async def test_profiles_put_in_force_by_another(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(profiles_module, "insert_events", lambda _connection, events: given.extend(events))
+    store = SqlProfileStore(database)
+    await store.put_in_force([stored("a", "a1")], {}, NOW, [])
+    with pytest.raises(CaError) as refused:
+        await store.put_in_force([stored("a", "a2")], {}, NOW, ["too late"])
+    assert refused.value.kind is ErrorKind.CONFLICT
+    assert await store.profiles_in_force() == {"a": "a1"}
+    assert given == []
 
 
 async def test_a_boot_fences_off_earlier_ones(world: Any) -> None:
     store = SqlCoordinationStore(world.database)
     assert world.fence == Fence("node", 1)
     assert await store.heartbeat(world.fence, world.now, LEASE)
-    second = await store.begin_boot("node", world.now, LEASE)
+    second = await store.begin_boot("node", "home", world.now, LEASE)
     assert second == Fence("node", 2)
     assert not await store.heartbeat(world.fence, world.now, LEASE)
     assert await store.heartbeat(second, world.now, LEASE)
-    assert await store.begin_boot("other", world.now, LEASE) == Fence("other", 1)
+    assert await store.begin_boot("other", "home", world.now, LEASE) == Fence("other", 1)
     assert not await store.heartbeat(Fence("nobody", 1), world.now, LEASE)
+
+
+async def test_a_node_that_is_at_work_keeps_its_name(world: Any) -> None:
+    """Two machines that forgot to name themselves must not take turns at fencing each other off."""
+    store = SqlCoordinationStore(world.database)
+    with pytest.raises(CaError) as refused:
+        await store.begin_boot("node", "another home", world.now + LEASE / 2, LEASE)
+    assert refused.value.kind is ErrorKind.CONFLICT
+    assert await store.heartbeat(world.fence, world.now, LEASE)
+    assert await store.begin_boot("node", "another home", world.now + LEASE, LEASE) == Fence("node", 2)
+    await store.end_boot(Fence("node", 2), world.now)
+    assert await store.begin_boot("node", "home", world.now, LEASE) == Fence("node", 3)
 
 
 async def test_leases(world: Any) -> None:
@@ -130,6 +167,17 @@ async def test_leases(world: Any) -> None:
     assert again is not None
     assert again.fence == 3
     assert (await store.acquire_lease("jobs", "b", world.now, LEASE)) is not None
+
+
+async def test_a_boot_takes_over_what_earlier_boots_of_its_node_held(world: Any) -> None:
+    store = SqlCoordinationStore(world.database)
+    killed = await store.acquire_lease("sequencer", "node/1", world.now, LEASE, node="node")
+    assert killed is not None
+    for holder, node in (("node/2", None), ("node2/1", "node2"), ("nod/1", "nod"), ("/1", "")):
+        assert await store.acquire_lease("sequencer", holder, world.now, LEASE, node=node) is None
+    taken = await store.acquire_lease("sequencer", "node/2", world.now, LEASE, node="node")
+    assert taken is not None
+    assert taken.fence == killed.fence + 1
 
 
 async def test_of_many_who_want_a_lease_one_has_it(world: Any, url: str) -> None:

@@ -208,3 +208,49 @@ async def test_entries_come_from_the_index(world: Any) -> None:
         lambda connection: connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}").all()
     )
     assert any("ix_certificates_on_crl" in row[-1] for row in plan), plan
+
+
+async def test_what_no_list_shows_is_found(world: Any, store: SqlRevocationStore) -> None:
+    """After a crash nobody remembers that a list was wanted: the store knows."""
+    key = world.issuing.key.id
+
+    async def change(reason: Reason) -> None:
+        assert await store.revoke(RevokedEntry(record.serial, world.now, reason), "issuing", []) is None
+
+    record = await world.issue("a")
+    await publish(world, store, world.now)
+    assert not await store.has_unlisted(key)
+    for reason in (Reason.CERTIFICATE_HOLD, Reason.REMOVE_FROM_CRL, Reason.SUPERSEDED, Reason.KEY_COMPROMISE):
+        await change(reason)
+        assert await store.has_unlisted(key), reason
+        assert not await store.has_unlisted(key, 1)
+        assert not await store.has_unlisted(world.root.key.id)
+        await publish(world, store, world.now)
+        assert not await store.has_unlisted(key), reason
+
+
+async def test_a_list_that_was_drawn_before_may_not_show_it(world: Any, store: SqlRevocationStore) -> None:
+    key = world.issuing.key.id
+    record = await world.issue("a")
+    number = await store.reserve_crl("issuing", key, 0, [])
+    await store.revoke(RevokedEntry(record.serial, world.now, Reason.SUPERSEDED), "issuing", [])
+    await store.publish_crl(crl(world, number), [])
+    assert await store.has_unlisted(key)
+
+
+async def test_changes_come_from_their_index(world: Any) -> None:
+    """On PostgreSQL too, told not to read small tables whole."""
+    values = {"key_id": 1, "of_partition": 0}
+
+    def explain(connection: Any) -> str:
+        if connection.dialect.name == "sqlite":
+            prefix = "EXPLAIN QUERY PLAN "
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+            prefix = "EXPLAIN "
+        statement = revocation._UNLISTED.params(values).compile(connection, compile_kwargs={"literal_binds": True})
+        return "\n".join(str(row[-1]) for row in connection.exec_driver_sql(prefix + str(statement)))
+
+    plan = await world.database.read(explain)
+    assert "ix_certificates_changed" in plan, plan

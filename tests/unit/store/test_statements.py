@@ -49,7 +49,7 @@ async def test_constants_and_repeated_parameters(database: Database) -> None:
     )
 
     def unit(connection: Connection) -> tuple[int | None, int | None]:
-        connection.execute(insert(nodes).values(node="n", boot_epoch=7, lease_expires=WHEN))
+        connection.execute(insert(nodes).values(node="n", holder="h", boot_epoch=7, lease_expires=WHEN))
         parameters = {"of_node": "n", "other": "m", "at": WHEN}
         return prepared.execute(connection, parameters).scalar(), prepared.execute(connection, parameters).scalar()
 

@@ -24,6 +24,7 @@ def _create_coordination() -> None:
     op.create_table(
         "nodes",
         sa.Column("node", sa.String(), nullable=False),
+        sa.Column("holder", sa.String(), nullable=False),
         sa.Column("boot_epoch", sa.BigInteger(), nullable=False),
         sa.Column("lease_expires", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("node", name=op.f("pk_nodes")),
@@ -48,8 +49,17 @@ def _create_coordination() -> None:
         sa.Column("content_hash", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("first_seen", _TIME, nullable=False),
+        sa.Column("superseded_at", _TIME, nullable=True),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", "content_hash", name=op.f("pk_profiles")),
+    )
+    op.create_index(
+        "ix_profiles_in_force",
+        "profiles",
+        ["tenant", "name"],
+        unique=True,
+        sqlite_where=sa.text("superseded_at IS NULL"),
+        postgresql_where=sa.text("superseded_at IS NULL"),
     )
     op.create_table(
         "eab_keys",
@@ -206,7 +216,7 @@ def _create_issuance() -> None:
         sa.Column("revoked_at", _TIME, nullable=True),
         sa.Column("revocation_reason", sa.Integer(), nullable=True),
         sa.Column("invalidity_date", _TIME, nullable=True),
-        sa.Column("revoked_after_crl", sa.BigInteger(), nullable=True),
+        sa.Column("changed_after_crl", sa.BigInteger(), nullable=True),
         sa.Column("last_crl", sa.BigInteger(), nullable=True),
         sa.Column("not_before", _TIME, nullable=False),
         sa.Column("not_after", _TIME, nullable=False),
@@ -250,6 +260,14 @@ def _create_issuance() -> None:
         unique=False,
         sqlite_where=sa.text("revoked_at IS NOT NULL AND last_crl IS NULL"),
         postgresql_where=sa.text("revoked_at IS NOT NULL AND last_crl IS NULL"),
+    )
+    op.create_index(
+        "ix_certificates_changed",
+        "certificates",
+        ["issuer_key_id", "crl_partition", "changed_after_crl"],
+        unique=False,
+        sqlite_where=sa.text("changed_after_crl IS NOT NULL"),
+        postgresql_where=sa.text("changed_after_crl IS NOT NULL"),
     )
     op.create_index("ix_certificates_spki_sha256", "certificates", ["spki_sha256"], unique=False)
     op.create_table(

@@ -1,0 +1,60 @@
+"""The folders of a home: what the separation of core and fronts stands on."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from ca_server.bootstrap.users import Users, create_folders, hand_over
+from ca_server.domain.errors import ConfigurationError
+from ca_server.settings import Home
+
+NOBODY = Users(None, None, None)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_modes(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    create_folders(home, NOBODY)
+    assert {path.name: oct(mode(path)) for path in sorted(home.path.iterdir())} == {
+        "core": "0o700",
+        "data": "0o2770",
+        "metrics": "0o3770",
+        "profiles": "0o755",
+        # Fronts find the socket there, and put nothing there themselves.
+        "run": "0o2750",
+        "tls": "0o700",
+    }
+
+
+@pytest.mark.parametrize("name", ["core", "data", "metrics", "run", "tls", "profiles"])
+def test_a_link_in_place_of_a_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+    """Whoever plants it wants root to change what it points at."""
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o755)
+    home = Home(tmp_path / "home")
+    home.path.mkdir()
+    (home.path / name).symlink_to(victim)
+    with pytest.raises(ConfigurationError) as refused:
+        create_folders(home, NOBODY)
+    assert name in refused.value.where
+    assert mode(victim) == 0o755
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has users to hand over to")
+def test_handing_over_follows_no_link(tmp_path: Path) -> None:
+    from ca_server.bootstrap.users import Account
+
+    users = Users(Account("core", 65534), Account("front", 65534), 65534)
+    home = Home(tmp_path / "home")
+    create_folders(home, users)
+    victim = tmp_path / "victim"
+    victim.write_text("root's")
+    (home.data / "ca.db").symlink_to(victim)
+    with pytest.raises(ConfigurationError):
+        hand_over(home, users)
+    assert victim.stat().st_uid == 0
