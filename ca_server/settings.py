@@ -62,7 +62,10 @@ class ListenerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_body: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 262_144
     max_connections: Count = 10_000
     max_concurrent_requests: Count = 1_000
+    max_bodies_per_address: Count = 100
+    """Requests of one address whose body is still coming."""
     header_seconds: Seconds = 10
+    body_seconds: Seconds = 10
     request_seconds: Seconds = 60
     keepalive_seconds: Seconds = 60
 
@@ -137,12 +140,31 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     validation_timeout: Seconds = 10
     validation_attempts: Annotated[int, Meta(ge=1, le=20)] = 4
     validation_concurrency: Count = 50
+    max_validations: Count = 500
+    """Challenges of one account that are being validated at once."""
     allowed_networks: tuple[str, ...] = ()
     """Networks that validation may connect to; empty: all but the denied ones."""
-    denied_networks: tuple[str, ...] = ("169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8", "0.0.0.0/32")
+    denied_networks: tuple[str, ...] = (
+        "0.0.0.0/8",
+        "::/128",
+        "169.254.0.0/16",
+        "fe80::/10",
+        "224.0.0.0/4",
+        "ff00::/8",
+        "255.255.255.255/32",
+        # Cloud metadata beside 169.254.169.254: Alibaba, Azure, Oracle, AWS, Google.
+        "100.100.100.200/32",
+        "168.63.129.16/32",
+        "192.0.0.192/32",
+        "fd00:ec2::254/128",
+        "fd20:ce::254/128",
+    )
+    """Never connected to, whatever is allowed. Loopback is not among them: docs/security.md says why."""
     redirect_ports: tuple[Port, ...] = (80, 443)
     max_identifiers: Annotated[int, Meta(ge=1, le=1000)] = 100
     max_open_orders: Count = 300
+    retention: Seconds = 86_400 * 30
+    """How long orders are kept after they, their authorizations and their certificate have expired."""
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

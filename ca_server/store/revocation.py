@@ -17,6 +17,7 @@ from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import BlockedKey, Crl, RevocationReason, RevokedEntry
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.audit import insert_events
+from ca_server.store.audit_tables import audit_events
 from ca_server.store.certificates import insert_blocked
 from ca_server.store.database import Database
 from ca_server.store.statements import insert_dialect
@@ -54,6 +55,16 @@ _SET_REVOCATION = (
         changed_after_crl=bindparam("after_crl"),
         last_crl=None,
     )
+)
+_SAME_REQUEST = (
+    select(audit_events.c.id)
+    .where(
+        audit_events.c.serial == bindparam("serial"),
+        audit_events.c.issuer == bindparam("issuer"),
+        audit_events.c.type == bindparam("type"),
+        audit_events.c.request_id == bindparam("request_id"),
+    )
+    .limit(1)
 )
 _KEY_EXISTS = (
     select(issuer_keys.c.id)
@@ -146,13 +157,16 @@ class SqlRevocationStore:
     async def revoke(self, entry: RevokedEntry, issuer: str, events: Sequence[AuditEvent]) -> RevokedEntry | None:
         """Revoke, as the port says. REMOVE_FROM_CRL lifts a hold, and is BAD_REVOCATION_REASON otherwise.
 
-        A certificate that stays revoked keeps the time since which it is.
+        A certificate that stays revoked keeps the time since which it is. A request that is sent again, since its
+        answer was lost, is done.
         """
 
         def unit(connection: Connection) -> RevokedEntry | None:
             standing = _revoke(connection, entry, issuer)
             if standing is None:
                 insert_events(connection, events)
+            elif standing.reason is entry.reason and _is_on_record(connection, events):
+                return None
             return standing
 
         return await self._database.write(unit)
@@ -245,6 +259,19 @@ def _revoke(connection: Connection, entry: RevokedEntry, issuer: str) -> Revoked
         why = f"certificate {entry.serial} of {issuer} was revoked for it"
         insert_blocked(connection, BlockedKey(row.spki_sha256, why, entry.revoked_at))
     return None
+
+
+def _is_on_record(connection: Connection, events: Sequence[AuditEvent]) -> bool:
+    """Whether the same request did the same before: request ids are unique."""
+    return any(
+        event.request_id is not None
+        and connection.execute(
+            _SAME_REQUEST,
+            {"serial": event.serial, "issuer": event.issuer, "type": event.type.value, "request_id": event.request_id},
+        ).first()
+        is not None
+        for event in events
+    )
 
 
 def _may_change(standing: RevocationReason, wanted: RevocationReason) -> bool:
