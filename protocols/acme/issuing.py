@@ -186,7 +186,7 @@ class Issuing:
             await self._fail(order, objection)
             return _Outcome.SETTLED, None
         try:
-            request = enrollment_request(order, self._options.tenant, order.csr_der or b"", _evidence(found))
+            request = enrollment_request(order, self._options.tenant, order.csr_der or b"", evidence_of(found))
             return _Outcome.SETTLED, await self._core.issue(request)
         except CaError as error:
             if error.kind is ErrorKind.PENDING_APPROVAL:
@@ -235,7 +235,7 @@ def _objection(found: OrderWork, now: datetime) -> CaError | None:
     return None
 
 
-def _evidence(found: OrderWork) -> tuple[ValidatedIdentifier, ...]:
+def evidence_of(found: OrderWork) -> tuple[ValidatedIdentifier, ...]:
     """How control of each name was shown (recorded with the certificate)."""
     return tuple(
         ValidatedIdentifier(authorization.identifier, challenge.type, challenge.validated_at)

@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from protocols.acme.issuing import enrollment_request, evidence_of
+
 
 def encoded(certificate, *, padding=False):
     text = base64.urlsafe_b64encode(certificate.public_bytes(Encoding.DER)).decode()
@@ -220,11 +222,10 @@ async def test_names_that_no_validation_covers_are_not_signed(world, csr):
     assert {event["rule"] for event in await world.audit("issuance.refused")} == {"names.evidence"}
 
 
-async def issuing_request(world, location):
-    from protocols.acme.issuing import enrollment_request
-
-    order = await world.front._store.order(location.rpartition("/")[2])
-    return enrollment_request(order, "default", order.csr_der, await world.front._issuing._evidence(order))
+async def issuing_request(world, url):
+    """The request that the front makes of an order."""
+    work = await world.front._store.order_work(url.rpartition("/")[2])
+    return enrollment_request(work.order, "default", work.order.csr_der, evidence_of(work))
 
 
 async def test_a_refusal_of_the_core_makes_the_order_invalid(world, csr, monkeypatch):
