@@ -43,6 +43,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tenant: Name = "default"
     names: tuple[str, ...] = ()
     """Further DNS names and addresses of the server's own TLS certificate."""
+    staging: bool = False
+    """Written by `init --staging`: a home for tests, whose issuers' common names begin with STAGING."""
 
 
 class ProcessSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -151,6 +153,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     redirect_ports: tuple[Port, ...] = (80, 443)
     max_identifiers: Annotated[int, Meta(ge=1, le=1000)] = 100
     max_open_orders: Count = 300
+    unsafe_skip_validation: bool = False
+    """Challenges are valid without a look. Refused but in staging homes; logged and on record at every start."""
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -496,6 +500,13 @@ def _check(settings: Settings, where: str) -> None:
     _check_nameservers(settings, where)
     _check_urls(settings, where)
     _check_issuers(settings, where)
+    if settings.acme.unsafe_skip_validation and not settings.server.staging:
+        raise ConfigurationError(
+            where,
+            "acme.unsafe_skip_validation",
+            True,
+            "only for a home made by 'ca-server init --staging'; leave it out",
+        )
 
 
 def _check_listeners(settings: Settings, where: str) -> None:

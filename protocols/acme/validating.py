@@ -55,7 +55,10 @@ class Validating:
         """Take a pending challenge to processing, committed, and start work; false where it is not pending."""
         if not await self._store.begin_challenge(challenge_id, self._lessee(), nonce):
             return False
-        self._start(challenge_id)
+        if self._options.unsafe_skip_validation and (found := await self._store.challenge(challenge_id)):
+            await self._finish(*found, None, skipped="true")
+        else:
+            self._start(challenge_id)
         return True
 
     async def resume(self, node: str | None = None) -> int:
@@ -118,7 +121,7 @@ class Validating:
         await self._finish(challenge, authorization, problem)
 
     async def _finish(
-        self, challenge: Challenge, authorization: Authorization, problem: ValidationProblem | None
+        self, challenge: Challenge, authorization: Authorization, problem: ValidationProblem | None, **extra: str
     ) -> None:
         now = datetime.now(UTC)
         event = self._events.make(
@@ -128,7 +131,7 @@ class Validating:
             object=f"acme-authorization:{authorization.id}",
             names=(str(authorization.identifier),),
             reason=None if problem is None else problem.detail,
-            extra={"challenge": challenge.type},
+            extra={"challenge": challenge.type, **extra},
         )
         await self._store.finish_challenge(
             challenge.id,
