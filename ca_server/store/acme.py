@@ -33,10 +33,10 @@ from ca_server.store.acme_challenges import (
 from ca_server.store.acme_orders import (
     authorization_ids_of,
     authorizations,
+    begin_finalize,
     claim_orders,
     fail_order,
     insert_order,
-    move_order,
     order_by_id,
     order_ids,
     prolong_order,
@@ -46,8 +46,9 @@ from ca_server.store.acme_tables import acme_authorizations
 from ca_server.store.audit import insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.database import Database
-from ca_server.store.tables import certificates, eab_keys, spki_blocklist
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order, OrderStatus
+from ca_server.store.issuance import read_spki_blocked
+from ca_server.store.tables import certificates, eab_keys
+from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
 from protocols.acme.ports import Lessee, NonceUse
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "insert_account"]
@@ -98,7 +99,7 @@ class SqlAcmeStore:
     # --- Accounts -------------------------------------------------------------------------------------------------
 
     async def account(self, account_id: str) -> Account | None:
-        return await self._database.read(lambda connection: account_by_id(connection, account_id))
+        return await self._database.glance(lambda connection: account_by_id(connection, account_id))
 
     async def bound_profile(self, account: Account) -> str | None:
         if account.eab_kid is None:
@@ -166,7 +167,7 @@ class SqlAcmeStore:
         )
 
     async def order(self, order_id: str) -> Order | None:
-        return await self._database.read(lambda connection: order_by_id(connection, order_id, self._tenant))
+        return await self._database.glance(lambda connection: order_by_id(connection, order_id, self._tenant))
 
     async def orders_of(self, account_id: str, after: str | None, limit: int) -> tuple[str, ...]:
         return await self._database.read(lambda connection: order_ids(connection, account_id, after, limit))
@@ -174,14 +175,7 @@ class SqlAcmeStore:
     async def begin_finalize(self, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None) -> bool:
         return await self._write(
             nonce,
-            lambda connection: move_order(
-                connection,
-                order_id,
-                OrderStatus.PROCESSING,
-                csr=csr_der,
-                lease_holder=lessee.holder,
-                lease_until=lessee.now + lessee.duration,
-            ),
+            lambda connection: begin_finalize(connection, order_id, csr_der, lessee),
         )
 
     async def claim_orders(self, lessee: Lessee, limit: int, node: str | None = None) -> tuple[str, ...]:
@@ -200,16 +194,16 @@ class SqlAcmeStore:
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
     async def authorization(self, authorization_id: str) -> Authorization | None:
-        found = await self._database.read(lambda connection: authorizations(connection, [authorization_id]))
+        found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))
         return found[0] if found else None
 
     async def authorizations_of_order(self, order_id: str) -> tuple[Authorization, ...]:
-        return await self._database.read(
+        return await self._database.glance(
             lambda connection: authorizations(connection, authorization_ids_of(connection, order_id))
         )
 
     async def challenge(self, challenge_id: str) -> tuple[Challenge, Authorization] | None:
-        return await self._database.read(lambda connection: challenge_by_id(connection, challenge_id))
+        return await self._database.glance(lambda connection: challenge_by_id(connection, challenge_id))
 
     async def deactivate_authorization(
         self,
@@ -290,5 +284,4 @@ class SqlAcmeStore:
         )
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        query = select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == spki_sha256)
-        return await self._database.read(lambda connection: connection.execute(query).first() is not None)
+        return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))

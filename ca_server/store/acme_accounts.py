@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.errors import CaError, ErrorKind
@@ -14,19 +14,20 @@ from ca_server.store.acme_tables import (
     acme_nonces,
     acme_orders,
 )
-from ca_server.store.statements import insert_or_ignore
+from ca_server.store.statements import Prepared, insert_or_ignore
 from ca_server.store.types import AnyRow
 from protocols.acme.model import AuthorizationStatus, OrderStatus
 from protocols.acme.ports import NonceReplayedError, NonceUse
 
-_USE_NONCE = insert_or_ignore(acme_nonces, ("nonce", "issued_at"))
+_USE_NONCE = Prepared(insert_or_ignore(acme_nonces, ("nonce", "issued_at")))
+_BY_ID = Prepared(select(acme_accounts).where(acme_accounts.c.id == bindparam("account_id")))
 
 
 def use_nonce(connection: Connection, nonce: NonceUse | None) -> None:
     """Use a nonce up. NonceReplayedError where it was used before, by whomever."""
     if nonce is None:
         return
-    done = connection.execute(_USE_NONCE[connection.dialect.name], {"nonce": nonce.nonce, "issued_at": nonce.issued_at})
+    done = _USE_NONCE.execute(connection, {"nonce": nonce.nonce, "issued_at": nonce.issued_at})
     if done.rowcount != 1:
         raise NonceReplayedError
 
@@ -82,7 +83,7 @@ def account_by_thumbprint(connection: Connection, tenant: str, thumbprint: str) 
 
 def account_by_id(connection: Connection, account_id: str) -> Account | None:
     """An account by id."""
-    row = connection.execute(select(acme_accounts).where(acme_accounts.c.id == account_id)).first()
+    row = _BY_ID.execute(connection, {"account_id": account_id}).first()
     return None if row is None else account_of(row)
 
 

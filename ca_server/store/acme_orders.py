@@ -1,12 +1,24 @@
 """ACME orders and authorizations, inside a transaction."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Table,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
@@ -18,6 +30,7 @@ from ca_server.store.acme_tables import (
     acme_orders,
 )
 from ca_server.store.certificates import issued_for
+from ca_server.store.statements import Prepared
 from ca_server.store.tables import certificates, enrollments
 from ca_server.store.types import AnyRow
 from protocols.acme.model import (
@@ -38,6 +51,92 @@ _LEAST_REMAINING = timedelta(minutes=5)
 """An authorization that expires sooner is not reused: its order would leave a client no time."""
 
 
+def _insertion(table: Table, *without: str) -> Prepared:
+    return Prepared(
+        insert(table).values({name: bindparam(name) for name in table.columns.keys() if name not in without})  # noqa: SIM118
+    )
+
+
+def _is_one_of(column: Any, values: Iterable[str]) -> Any:
+    """`IN` with constants, for prepared statements."""
+    return or_(*(column == value for value in values))
+
+
+_COUNT_OPEN = Prepared(
+    select(func.count().label("open_orders"))
+    .select_from(acme_orders)
+    .where(
+        acme_orders.c.account_id == bindparam("of_account"),
+        # Written out, not bound: so the database sees that its partial index serves.
+        literal_column("status IN ('pending', 'ready')"),
+        acme_orders.c.expires_at > bindparam("now"),
+    )
+)
+_INSERT_ORDER = _insertion(acme_orders, "number", "lease_holder", "lease_until", "csr", "error")
+_INSERT_LINK = _insertion(_LINKS)
+_INSERT_AUTHORIZATION = _insertion(acme_authorizations)
+_INSERT_CHALLENGE = _insertion(acme_challenges, "validated_at", "lease_holder", "lease_until", "error")
+_REUSABLE = Prepared(
+    select(acme_authorizations.c.id, acme_authorizations.c.expires_at)
+    .where(
+        acme_authorizations.c.account_id == bindparam("of_account"),
+        acme_authorizations.c.value == bindparam("of_value"),
+        acme_authorizations.c.type == bindparam("of_type"),
+        acme_authorizations.c.wildcard == bindparam("is_wildcard"),
+        acme_authorizations.c.status == AuthorizationStatus.VALID.value,
+        acme_authorizations.c.expires_at > bindparam("until"),
+    )
+    .order_by(acme_authorizations.c.expires_at.desc())
+    .limit(literal_column("1"))
+    .with_for_update(read=True)
+)
+_ORDER = Prepared(select(acme_orders).where(acme_orders.c.id == bindparam("of_order")))
+_LINKS_OF = Prepared(
+    select(_LINKS.c.authorization_id).where(_LINKS.c.order_id == bindparam("of_order")).order_by(_LINKS.c.position)
+)
+_AUTHORIZATION = Prepared(select(acme_authorizations).where(acme_authorizations.c.id == bindparam("of_authorization")))
+_CHALLENGES_OF = Prepared(
+    select(acme_challenges)
+    .where(acme_challenges.c.authorization_id == bindparam("of_authorization"))
+    .order_by(acme_challenges.c.type, acme_challenges.c.id)
+)
+_BEGIN_FINALIZE = Prepared(
+    update(acme_orders)
+    .where(
+        acme_orders.c.id == bindparam("of_order"),
+        _is_one_of(acme_orders.c.status, sources_of(OrderStatus.PROCESSING)),
+    )
+    .values(
+        status=OrderStatus.PROCESSING.value,
+        csr=bindparam("with_csr"),
+        lease_holder=bindparam("for_holder"),
+        lease_until=bindparam("until"),
+    )
+)
+_WAITING = select(_LINKS.c.order_id).where(_LINKS.c.authorization_id == bindparam("of_authorization"))
+_LOCK_WAITING = (
+    select(acme_orders.c.id).where(acme_orders.c.id.in_(_WAITING)).order_by(acme_orders.c.id).with_for_update()
+)
+_INVALIDATE_WAITING = Prepared(
+    update(acme_orders)
+    .where(acme_orders.c.id.in_(_WAITING), _is_one_of(acme_orders.c.status, _OPEN))
+    .values(status=OrderStatus.INVALID.value)
+)
+_UNFINISHED = exists(
+    select(_LINKS.c.order_id)
+    .join(acme_authorizations, acme_authorizations.c.id == _LINKS.c.authorization_id)
+    .where(
+        _LINKS.c.order_id == acme_orders.c.id,
+        acme_authorizations.c.status != AuthorizationStatus.VALID.value,
+    )
+)
+_READY_WAITING = Prepared(
+    update(acme_orders)
+    .where(acme_orders.c.id.in_(_WAITING), acme_orders.c.status == OrderStatus.PENDING.value, ~_UNFINISHED)
+    .values(status=OrderStatus.READY.value)
+)
+
+
 def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) -> EnrollmentKey:
     """The enrollment of an order: one order, one enrollment, one certificate."""
     return EnrollmentKey(Protocol.ACME, profile, account_id, order_id, tenant=tenant)
@@ -48,15 +147,8 @@ def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) ->
 
 def insert_order(connection: Connection, order: Order, candidates: Sequence[Authorization], max_open: int) -> Order:
     """Create an order, with valid authorizations of the account reused. RATE_LIMITED at `max_open`."""
-    open_orders = connection.execute(
-        select(func.count())
-        .select_from(acme_orders)
-        .where(
-            acme_orders.c.account_id == order.account_id,
-            acme_orders.c.status.in_(_OPEN),
-            acme_orders.c.expires_at > order.created_at,
-        )
-    ).scalar_one()
+    parameters = {"of_account": order.account_id, "now": order.created_at}
+    open_orders: int = _COUNT_OPEN.execute(connection, parameters).one().open_orders
     if open_orders >= max_open:
         raise CaError(
             ErrorKind.RATE_LIMITED,
@@ -83,14 +175,12 @@ def insert_order(connection: Connection, order: Order, candidates: Sequence[Auth
         expires_at=expires_at,
         authorization_ids=tuple(chosen),
     )
-    connection.execute(insert(acme_orders), _order_values(created))
-    connection.execute(
-        insert(_LINKS),
-        [
-            {"order_id": order.id, "position": position, "authorization_id": authorization_id}
-            for position, authorization_id in enumerate(chosen)
-        ],
-    )
+    _INSERT_ORDER.execute(connection, _order_values(created))
+    links = [
+        {"order_id": order.id, "position": position, "authorization_id": authorization_id}
+        for position, authorization_id in enumerate(chosen)
+    ]
+    _INSERT_LINK.execute_many(connection, links)
     return created
 
 
@@ -112,32 +202,26 @@ def _order_values(order: Order) -> dict[str, Any]:
     }
 
 
-def _reusable(connection: Connection, candidate: Authorization, until: datetime) -> AnyRow | None:
+def _reusable(connection: Connection, candidate: Authorization, until: datetime) -> Any | None:
     """A valid authorization for the same name; it is not deactivated before this transaction ends."""
-    return connection.execute(
-        select(acme_authorizations.c.id, acme_authorizations.c.expires_at)
-        .where(
-            acme_authorizations.c.account_id == candidate.account_id,
-            acme_authorizations.c.value == candidate.identifier.value,
-            acme_authorizations.c.type == candidate.identifier.type.value,
-            acme_authorizations.c.wildcard == candidate.wildcard,
-            acme_authorizations.c.status == AuthorizationStatus.VALID.value,
-            acme_authorizations.c.expires_at > until,
-        )
-        .order_by(acme_authorizations.c.expires_at.desc())
-        .limit(1)
-        .with_for_update(read=True)
+    return _REUSABLE.execute(
+        connection,
+        {
+            "of_account": candidate.account_id,
+            "of_value": candidate.identifier.value,
+            "of_type": candidate.identifier.type.value,
+            "is_wildcard": candidate.wildcard,
+            "until": until,
+        },
     ).first()
 
 
 def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | None:
     """An order with its authorizations and certificate."""
-    row = connection.execute(select(acme_orders).where(acme_orders.c.id == order_id)).first()
+    row = _ORDER.execute(connection, {"of_order": order_id}).first()
     if row is None:
         return None
-    links = connection.execute(
-        select(_LINKS.c.authorization_id).where(_LINKS.c.order_id == order_id).order_by(_LINKS.c.position)
-    ).scalars()
+    links = authorization_ids_of(connection, order_id)
     certificate = None
     if row.status in {OrderStatus.PROCESSING.value, OrderStatus.VALID.value}:
         certificate = issued_for(connection, enrollment_key(row.profile, row.account_id, row.id, tenant))
@@ -157,7 +241,7 @@ def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | N
         not_after=row.not_after,
         csr_der=row.csr,
         error=row.error,
-        authorization_ids=tuple(links),
+        authorization_ids=links,
         certificate=certificate,
         source=row.source,
         request_id=row.request_id,
@@ -174,14 +258,15 @@ def order_ids(connection: Connection, account_id: str, after: str | None, limit:
     return tuple(connection.execute(query.order_by(acme_orders.c.number).limit(limit)).scalars())
 
 
-def move_order(connection: Connection, order_id: str, target: OrderStatus, **values: object) -> bool:
-    """Take an order to another state by the table of transitions; false where it stands in none that leads there."""
-    done = connection.execute(
-        update(acme_orders)
-        .where(acme_orders.c.id == order_id, acme_orders.c.status.in_(sources_of(target)))
-        .values(status=target.value, **values)
-    )
-    return done.rowcount == 1
+def begin_finalize(connection: Connection, order_id: str, csr_der: bytes, lessee: Lessee) -> bool:
+    """Take an order to processing with its CSR; false where it stands in no state that leads there."""
+    parameters = {
+        "of_order": order_id,
+        "with_csr": csr_der,
+        "for_holder": lessee.holder,
+        "until": lessee.now + lessee.duration,
+    }
+    return _BEGIN_FINALIZE.execute(connection, parameters).rowcount == 1
 
 
 def _has_certificate(tenant: str) -> Any:
@@ -261,8 +346,8 @@ def fail_order(connection: Connection, order_id: str, error: bytes, tenant: str)
 
 def insert_authorization(connection: Connection, authorization: Authorization) -> None:
     """Create an authorization with its challenges."""
-    connection.execute(
-        insert(acme_authorizations),
+    _INSERT_AUTHORIZATION.execute(
+        connection,
         {
             "id": authorization.id,
             "account_id": authorization.account_id,
@@ -274,8 +359,8 @@ def insert_authorization(connection: Connection, authorization: Authorization) -
             "expires_at": authorization.expires_at,
         },
     )
-    connection.execute(
-        insert(acme_challenges),
+    _INSERT_CHALLENGE.execute_many(
+        connection,
         [
             {
                 "id": challenge.id,
@@ -292,6 +377,16 @@ def insert_authorization(connection: Connection, authorization: Authorization) -
 
 def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authorization, ...]:
     """Authorizations with their challenges, in the order of `ids`."""
+    if len(ids) == 1:
+        row = _AUTHORIZATION.execute(connection, {"of_authorization": ids[0]}).first()
+        if row is None:
+            return ()
+        challenges_of = _CHALLENGES_OF.execute(connection, {"of_authorization": ids[0]})
+        return (authorization_of(row, tuple(map(challenge_of, challenges_of))),)
+    return _many_authorizations(connection, ids)
+
+
+def _many_authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authorization, ...]:
     if not ids:
         return ()
     challenges: dict[str, list[Challenge]] = {}
@@ -311,8 +406,7 @@ def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authoriz
 
 def authorization_ids_of(connection: Connection, order_id: str) -> tuple[str, ...]:
     """Ids of an order's authorizations, in order."""
-    query = select(_LINKS.c.authorization_id).where(_LINKS.c.order_id == order_id).order_by(_LINKS.c.position)
-    return tuple(connection.execute(query).scalars())
+    return _LINKS_OF.execute(connection, {"of_order": order_id}).scalars()
 
 
 def authorization_of(row: AnyRow, challenges: tuple[Challenge, ...]) -> Authorization:
@@ -345,33 +439,9 @@ def challenge_of(row: AnyRow) -> Challenge:
 
 def refresh_orders(connection: Connection, authorization_id: str, *, failed: bool) -> None:
     """Move the open orders of an authorization that changed: all valid makes ready, one lost makes invalid."""
-    waiting = select(_LINKS.c.order_id).where(_LINKS.c.authorization_id == authorization_id)
+    parameters = {"of_authorization": authorization_id}
     # Two authorizations of one order that are settled at once, by two nodes, would each see the other unfinished:
-    # the second waits for the first here. SQLite has one writer, and ignores it.
-    connection.execute(
-        select(acme_orders.c.id).where(acme_orders.c.id.in_(waiting)).order_by(acme_orders.c.id).with_for_update()
-    )
-    if failed:
-        connection.execute(
-            update(acme_orders)
-            .where(acme_orders.c.id.in_(waiting), acme_orders.c.status.in_(_OPEN))
-            .values(status=OrderStatus.INVALID.value)
-        )
-        return
-    unfinished = exists(
-        select(_LINKS.c.order_id)
-        .join(acme_authorizations, acme_authorizations.c.id == _LINKS.c.authorization_id)
-        .where(
-            _LINKS.c.order_id == acme_orders.c.id,
-            acme_authorizations.c.status != AuthorizationStatus.VALID.value,
-        )
-    )
-    connection.execute(
-        update(acme_orders)
-        .where(
-            acme_orders.c.id.in_(waiting),
-            acme_orders.c.status == OrderStatus.PENDING.value,
-            ~unfinished,
-        )
-        .values(status=OrderStatus.READY.value)
-    )
+    # the second waits for the first here. SQLite has one writer.
+    if connection.dialect.name != "sqlite":
+        connection.execute(_LOCK_WAITING, parameters)
+    (_INVALIDATE_WAITING if failed else _READY_WAITING).execute(connection, parameters)

@@ -74,7 +74,7 @@ _INTENT_COLUMNS = (
 _intent_issuers = issuers.alias("intent_issuers")
 
 # One statement, so that certificate and intent are seen at one moment under READ COMMITTED too.
-_ENROLLMENT = (
+_ENROLLMENT = Prepared(
     select(
         enrollments.c.csr_sha256,
         certificates.c.id.label("certificate_id"),
@@ -163,7 +163,9 @@ _SETTLE_ABANDONED = (
     .where(intents.c.id == bindparam("intent_id"), intents.c.state == "reserved")
     .values(state="abandoned", settled_at=bindparam("at"), reason=bindparam("why"))
 )
-_BLOCKED = select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == bindparam("spki_sha256"))
+_BLOCKED = Prepared(
+    select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == bindparam("spki_sha256"))
+)
 _BLOCK = insert_or_ignore(spki_blocklist, ["spki_sha256", "reason", "added_at"])
 
 
@@ -174,7 +176,7 @@ class SqlIssuanceStore:
         self._database = database
 
     async def enrollment(self, key: EnrollmentKey) -> EnrollmentState:
-        return await self._database.read(lambda connection: read_enrollment(connection, key))
+        return await self._database.glance(lambda connection: read_enrollment(connection, key))
 
     async def reserve(self, intent: IssuanceIntent, csr_sha256: bytes, events: Sequence[AuditEvent]) -> None:
         def unit(connection: Connection) -> None:
@@ -234,10 +236,7 @@ class SqlIssuanceStore:
         )
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        parameters = {"spki_sha256": spki_sha256}
-        return await self._database.read(
-            lambda connection: connection.execute(_BLOCKED, parameters).first() is not None
-        )
+        return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))
 
     async def block_spki(self, spki_sha256: bytes, reason: str, now: datetime, events: Sequence[AuditEvent]) -> bool:
         """Put a public key on the blocklist; false (and no events) where it was there."""
@@ -252,9 +251,14 @@ class SqlIssuanceStore:
         return await self._database.write(unit)
 
 
+def read_spki_blocked(connection: Connection, spki_sha256: bytes) -> bool:
+    """Whether a public key is on the blocklist, on a connection."""
+    return _BLOCKED.execute(connection, {"spki_sha256": spki_sha256}).first() is not None
+
+
 def read_enrollment(connection: Connection, key: EnrollmentKey) -> EnrollmentState:
     """Where an enrollment stands, on a connection."""
-    row = connection.execute(_ENROLLMENT, enrollment_parameters(key)).first()
+    row = _ENROLLMENT.execute(connection, enrollment_parameters(key)).first()
     if row is None:
         return EnrollmentState(EnrollmentOutcome.NONE)
     if row.certificate_id is not None:

@@ -116,7 +116,10 @@ def show(results: dict[Any, dict[str, Any]]) -> None:
             ratios.append((f"issuances at {clients} clients to {name}", best["per_second"] / found["per_second"]))
         elif name.startswith("bare"):
             ratios.append(
-                (f"requests at {clients} clients to those of bare aiohttp", best["per_second"] * _REQUESTS / found["per_second"])
+                (
+                    f"requests at {clients} clients to those of bare aiohttp",
+                    best["per_second"] * _REQUESTS / found["per_second"],
+                )
             )
     print("\n" + table(("ratio", "value"), [(name, f"{value:.3f}") for name, value in ratios]))
 

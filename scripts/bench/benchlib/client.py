@@ -95,7 +95,7 @@ class AcmeClient:
             self.requests += 1
             answer = await self._connection.request(b"POST", urlsplit(url).path.encode(), body)
             self._nonce = answer.header(b"replay-nonce")
-            if answer.status < 400:  # noqa: PLR2004 - HTTP
+            if answer.status < 400:
                 return answer
             if b":badNonce" not in answer.body:
                 kind = json.loads(answer.body).get("type", "").rpartition(":")[2] if answer.body else ""

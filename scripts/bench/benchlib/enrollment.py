@@ -25,7 +25,7 @@ def es256(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
 
 def _sequence(content: bytes, tag: int = 0x30) -> bytes:
     length = len(content)
-    if length < 128:  # noqa: PLR2004 - DER's short form
+    if length < 128:
         return bytes((tag, length)) + content
     size = length.to_bytes(2, "big").lstrip(b"\0")
     return bytes((tag, 0x80 | len(size))) + size + content

@@ -77,7 +77,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> float:
             break
         try:
             with urllib.request.urlopen(url, timeout=5, context=context) as answer:
-                if answer.status == 200:  # noqa: PLR2004 - HTTP
+                if answer.status == 200:
                     return time.monotonic() - begun
         except OSError:
             time.sleep(0.02)

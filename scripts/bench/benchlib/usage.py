@@ -68,7 +68,9 @@ def memory_megabytes(pid: int) -> dict[str, float]:
 def machine(folder: Path) -> dict[str, str]:
     """What the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
     filesystem = subprocess.run(
         ["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=False
     ).stdout.strip()
