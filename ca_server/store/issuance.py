@@ -105,7 +105,7 @@ _ORPHANED_INTENTS = _LIVE_INTENTS.join(nodes, nodes.c.node == intents.c.node).wh
     nodes.c.lease_expires < bindparam("now")
 )
 
-_FIND_ENROLLMENT = select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT)
+_FIND_ENROLLMENT = Prepared(select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT))
 _HAS_CERTIFICATE = select(certificates.c.id).where(certificates.c.enrollment_id == bindparam("enrollment_id"))
 _INSERT_ENROLLMENT = Prepared(
     insert_or_ignore(
@@ -258,7 +258,11 @@ def read_spki_blocked(connection: Connection, spki_sha256: bytes) -> bool:
 
 def read_enrollment(connection: Connection, key: EnrollmentKey) -> EnrollmentState:
     """Where an enrollment stands, on a connection."""
-    row = _ENROLLMENT.execute(connection, enrollment_parameters(key)).first()
+    parameters = enrollment_parameters(key)
+    # Most are new: one index tells that for a tenth of what the joins cost.
+    if _FIND_ENROLLMENT.execute(connection, parameters).first() is None:
+        return EnrollmentState(EnrollmentOutcome.NONE)
+    row = _ENROLLMENT.execute(connection, parameters).first()
     if row is None:
         return EnrollmentState(EnrollmentOutcome.NONE)
     if row.certificate_id is not None:
@@ -326,7 +330,7 @@ def _create_or_find_enrollment(connection: Connection, intent: IssuanceIntent, c
     created: int | None = _INSERT_ENROLLMENT.execute(connection, values).scalar()
     if created is not None:
         return created, True
-    row = connection.execute(_FIND_ENROLLMENT, enrollment_parameters(key)).one()
+    row = _FIND_ENROLLMENT.execute(connection, enrollment_parameters(key)).one()
     if row.csr_sha256 != csr_sha256:
         raise CaError(ErrorKind.CONFLICT, "the enrollment began with another CSR")
     return row.id, False
