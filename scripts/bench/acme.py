@@ -17,8 +17,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benchlib.load import run_load
+from benchlib.profiling import profiled, py_spy
 from benchlib.report import headline, stages, table, write_json
-from benchlib.servers import BareServer, CaServer, Pebble, folder, pebble_installed
+from benchlib.servers import CHECKOUT, BareServer, CaServer, Pebble, folder, pebble_installed
 from benchlib.usage import machine
 
 _REQUESTS = 5
@@ -30,7 +31,7 @@ _JWS_SIZE = 450
 def measure_server(place: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The server at each number of fronts and clients; the token's rate once it is stopped."""
     results: dict[str, Any] = {}
-    server = CaServer(place / "ca")
+    server = CaServer(place / "ca", checkout=options.checkout)
     for fronts in options.fronts:
         with server.serving("--fronts", str(fronts)):
             assert server.process is not None
@@ -45,21 +46,16 @@ def measure_server(place: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_stages(place: Path, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Cost by stage at 64 clients, sampled in core and front."""
-    server = CaServer(place / "sampled")
-    with server.serving(sampled=True):
+    """Cost by stage at 64 clients, in core and front."""
+    if py_spy() is None:
+        return {}, "\nCost by stage is left out: it wants py-spy (pip install py-spy)"
+    server = CaServer(place / "profiled")
+    with server.serving(), profiled(server.pids(), sum(options.times.values())) as profiles:
         assert server.process is not None
-        server.toggle_samplers()
         result = run_load("acme", directory=server.directory, clients=64, pid=server.process.pid, **options.times)
-        server.toggle_samplers()
-    samples = server.take_samples()
-    issued = result["done"] * (options.times["warm_up"] + options.times["seconds"]) / options.times["seconds"]
-    text = [f"\n{role}:\n{stages(found, int(issued))}" for role, found in sorted(samples.items())]
-    if options.functions:
-        for role, found in sorted(server.take_samples(options.functions).items()):
-            text.append(f"\n{role}:")
-            text += [f"{v / issued * 1e6:8.0f} us {k}" for k, v in sorted(found.items(), key=lambda i: -i[1])[:90]]
-    return samples, "\n".join(text)
+    found = {role: each.costs(result["cpu_ms_per_item"].get(role, 0.0)) for role, each in profiles.items()}
+    text = [f"\nCost by stage, {role}:\n{stages(costs)}" for role, costs in found.items()]
+    return found, "\n".join(text)
 
 
 def measure_others(place: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -133,8 +129,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--no-pebble", dest="pebble", action="store_false")
     parser.add_argument("--no-others", dest="others", action="store_false", help="the server alone")
-    parser.add_argument("--stages", action="store_true", help="cost by stage too, by sampling")
-    parser.add_argument("--functions", choices=("functions", "inclusive"), help="with --stages, by function too")
+    parser.add_argument("--stages", action="store_true", help="cost by stage too, by py-spy")
+    parser.add_argument("--checkout", type=Path, default=CHECKOUT, help="serve this checkout: for before and after")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--folder", type=Path, help="where to keep homes meanwhile; what it lies on is measured too")
     options = parser.parse_args()

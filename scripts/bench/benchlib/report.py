@@ -24,14 +24,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def stages(samples: dict[str, float], issued: int) -> str:
-    """Cost by stage, from what the sampler wrote."""
-    total = sum(samples.values()) or 1.0
-    rows = [
-        (name, f"{seconds / max(issued, 1) * 1e6:.0f}", f"{seconds / total:.1%}")
-        for name, seconds in sorted(samples.items(), key=lambda item: -item[1])
-    ]
-    rows.append(("all", f"{total / max(issued, 1) * 1e6:.0f}", "100%"))
+def stages(costs: dict[str, float]) -> str:
+    """Cost by stage."""
+    total = sum(costs.values()) or 1.0
+    rows = [(name, f"{cost:.0f}", f"{cost / total:.1%}") for name, cost in costs.items()]
+    rows.append(("all", f"{total:.0f}", "100%"))
     return table(("stage", "CPU us per certificate", "share"), rows)
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from benchlib.usage import tree
+from benchlib.usage import role_of, tree
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[2]
@@ -86,19 +86,22 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> float:
 
 
 class CaServer:
-    """A staging home of ca-server, served with full sync and audit as in production. As root without separation."""
+    """A staging home of ca-server, served with full sync and audit as in production. As root without separation.
 
-    def __init__(self, place: Path, *, init: Sequence[str] = ()) -> None:
+    `checkout` is the code that is served: another one than this for before and after.
+    """
+
+    def __init__(self, place: Path, *, init: Sequence[str] = (), checkout: Path = CHECKOUT) -> None:
+        self._checkout = checkout
         self.home = place / "home"
         self._log = place / "server.log"
-        self._samples = place / "samples"
-        self._samples.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         self.https_port, self.http_port = free_ports(2)
         ports = ["--https-port", str(self.https_port), "--http-port", str(self.http_port)]
         self._options = ["--home", str(self.home), *ports, "--set", "processes.allow_root=true"]
         self.process: subprocess.Popen[bytes] | None = None
         command = [*COMMAND, "init", *self._options, "--staging", "--external-host", "127.0.0.1", *init]
-        subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
 
     @property
     def directory(self) -> str:
@@ -106,38 +109,22 @@ class CaServer:
         return f"https://127.0.0.1:{self.https_port}/acme/directory"
 
     @contextmanager
-    def serving(self, *options: str, sampled: bool = False) -> Iterator[float]:
+    def serving(self, *options: str) -> Iterator[float]:
         """Serve for as long as this holds; gives the seconds until it was ready."""
-        environment = dict(os.environ)
-        if sampled:
-            environment |= {"PYTHONPATH": str(HERE / "inject"), "CA_BENCH_SAMPLES": str(self._samples)}
         command = [*COMMAND, "serve", *self._options, "--unsafe-skip-validation", *options]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, cwd=self._checkout, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         try:
             yield _wait(self.process, f"http://127.0.0.1:{self.http_port}/readyz", self._log)
         finally:
             _end(self.process)
 
-    def toggle_samplers(self) -> None:
-        """Switch sampling on or off in core and fronts."""
+    def pids(self) -> dict[str, int]:
+        """Process ids of core and fronts by role."""
         assert self.process is not None
-        for pid in tree(self.process.pid)[1:]:
-            if "ca_server" in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, signal.SIGUSR2)
-
-    def take_samples(self, key: str = "stages") -> dict[str, dict[str, float]]:
-        """What the samplers wrote, by role; they are written when the server ends."""
-        found: dict[str, dict[str, float]] = {}
-        for file in self._samples.glob("*.json"):
-            sample = json.loads(file.read_text())
-            role = "core" if "core" in sample["arguments"] else "fronts"
-            into = found.setdefault(role, {})
-            for name, seconds in sample[key].items():
-                into[name] = into.get(name, 0.0) + seconds
-        return found
+        return {role: pid for pid in tree(self.process.pid) if (role := role_of(pid)).startswith(("core", "front"))}
 
     def database_size(self) -> int:
         """Octets of the database."""

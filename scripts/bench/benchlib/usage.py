@@ -22,7 +22,7 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def _role(pid: int) -> str:
+def role_of(pid: int) -> str:
     """What a process of a server is: core, front-1, supervisor ..."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
@@ -44,7 +44,7 @@ def cpu_seconds(pid: int) -> dict[str, float]:
             fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        role = _role(each)
+        role = role_of(each)
         seconds[role] = seconds.get(role, 0.0) + (int(fields[11]) + int(fields[12])) / _TICK
     return seconds
 
@@ -59,7 +59,7 @@ def memory_megabytes(pid: int) -> dict[str, float]:
             except OSError:
                 continue
             kilobytes = next((int(line.split()[1]) for line in lines if line.startswith(key)), 0)
-            role = _role(each)
+            role = role_of(each)
             found[role] = found.get(role, 0.0) + kilobytes / 1024
             break
     return found
