@@ -7,6 +7,8 @@ microseconds long, and aiosqlite hands each of them (cursor, execute, fetch, clo
 """
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -23,6 +25,8 @@ Work = Callable[[Connection], T]
 
 _POSTGRESQL_NAMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _CONNECT_TIMEOUT = 10.0
+_FIRST_LOCK_PAUSE = 0.0002
+_LONGEST_LOCK_PAUSE = 0.003
 _PREPARED_STATEMENTS = 256
 
 
@@ -140,7 +144,35 @@ def prepare_sqlite(
 
     @event.listens_for(engine, "begin")
     def emit_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+        if statement == "BEGIN IMMEDIATE" and connection.dialect.driver == "pysqlite":
+            _begin_patiently(connection, statement, busy_timeout)
+        else:
+            connection.exec_driver_sql(statement)
+
+
+def _begin_patiently(connection: Connection, statement: str, busy_timeout: float) -> None:
+    """Begin, waiting for another process's transaction: those take a millisecond or few.
+
+    SQLite's own wait sleeps longer from one try to the next, up to 100 ms: long after the lock was free.
+    """
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        ends = time.monotonic() + busy_timeout
+        pause = _FIRST_LOCK_PAUSE
+        while time.monotonic() < ends:
+            try:
+                driver.execute(statement)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    break
+                time.sleep(pause)
+                pause = min(pause * 1.5, _LONGEST_LOCK_PAUSE)
+            else:
+                return
+        connection.exec_driver_sql(statement)  # for SQLAlchemy's error
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
 
 
 class AsyncBackend:

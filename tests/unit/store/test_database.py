@@ -400,3 +400,28 @@ async def test_a_glance_that_is_held_up_is_read_on_a_thread(database: Database) 
     assert await database.glance(query) == 7
     assert threads[0] == threading.main_thread().name
     assert threads[1].startswith("store-read")
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_transaction_waits_for_another_process_and_fails_when_that_lasts(url: str) -> None:
+    database = await Database.open(url, statement_timeout=0.3, patience=0.1)
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    try:
+        await database.write(
+            lambda connection: connection.execute(text("CREATE TABLE t (k TEXT PRIMARY KEY)")) and None
+        )
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(database.write(insert("a")))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        other.execute("COMMIT")
+        assert await waiting == "a"
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CaError) as caught:
+            await database.write(insert("b"))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        other.execute("COMMIT")
+        assert await database.write(insert("c")) == "c"
+    finally:
+        other.close()
+        await database.close()
