@@ -1,4 +1,4 @@
-"""Fills a home's SQLite database with many certificates, by copying what one real issuance left, with new identities."""
+"""Fills a home's SQLite database with certificates: what one real issuance left, copied with new identities."""
 
 import sqlite3
 from pathlib import Path
