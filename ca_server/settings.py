@@ -1,28 +1,20 @@
-"""Configuration: one TOML file, overridden by `--set section.key=value` and the environment, into frozen values.
+"""Every setting as a frozen value, and the places of a home. `ca_server.configuration` reads them from file and more.
 
-An unknown key is an error, and so is a value out of range: each names file, key, value and remedy in one line.
 No setting holds a secret: PINs come from a file or an environment variable that a setting names.
 """
 
-import ipaddress
-import os
 import re
 import socket
-import tomllib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from ca_server.domain.errors import ConfigurationError
 from ca_server.domain.keys import KeyAlgorithm
 
-ENVIRONMENT_PREFIX = "CA_SERVER__"
 CONFIGURATION_FILE = "ca-server.toml"
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400 * 366)]
@@ -72,7 +64,10 @@ class ListenerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_body: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 262_144
     max_connections: Count = 10_000
     max_concurrent_requests: Count = 1_000
+    max_bodies_per_address: Count = 100
+    """Requests of one address whose body is still coming."""
     header_seconds: Seconds = 10
+    body_seconds: Seconds = 10
     request_seconds: Seconds = 60
     keepalive_seconds: Seconds = 60
 
@@ -147,14 +142,33 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     validation_timeout: Seconds = 10
     validation_attempts: Annotated[int, Meta(ge=1, le=20)] = 4
     validation_concurrency: Count = 50
+    max_validations: Count = 500
+    """Challenges of one account that are being validated at once."""
     allowed_networks: tuple[str, ...] = ()
     """Networks that validation may connect to; empty: all but the denied ones."""
-    denied_networks: tuple[str, ...] = ("169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8", "0.0.0.0/32")
+    denied_networks: tuple[str, ...] = (
+        "0.0.0.0/8",
+        "::/128",
+        "169.254.0.0/16",
+        "fe80::/10",
+        "224.0.0.0/4",
+        "ff00::/8",
+        "255.255.255.255/32",
+        # Cloud metadata beside 169.254.169.254: Alibaba, Azure, Oracle, AWS, Google.
+        "100.100.100.200/32",
+        "168.63.129.16/32",
+        "192.0.0.192/32",
+        "fd00:ec2::254/128",
+        "fd20:ce::254/128",
+    )
+    """Never connected to, whatever is allowed. Loopback is not among them: docs/security.md says why."""
     redirect_ports: tuple[Port, ...] = (80, 443)
     max_identifiers: Annotated[int, Meta(ge=1, le=1000)] = 100
     max_open_orders: Count = 300
     unsafe_skip_validation: bool = False
     """Challenges are valid without a look. Refused but in staging homes; logged and on record at every start."""
+    retention: Seconds = 86_400 * 30
+    """How long orders are kept after they, their authorizations and their certificate have expired."""
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -193,14 +207,16 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     allow_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
 
 
-def _default_listeners() -> dict[str, ListenerSettings]:
+def default_listeners() -> dict[str, ListenerSettings]:
+    """The listeners of a configuration that declares none."""
     return {
         "https": ListenerSettings(port=8443, tls=True, serves=("acme", "status", "health", "metrics")),
         "http": ListenerSettings(port=8080, serves=("status", "health", "metrics")),
     }
 
 
-def _default_issuers() -> dict[str, IssuerSettings]:
+def default_issuers() -> dict[str, IssuerSettings]:
+    """The issuers of a configuration that declares none."""
     return {
         "root": IssuerSettings(
             common_name="ca-server Root CA", days=7300, crl_lifetime=86_400 * 90, crl_interval=86_400 * 30
@@ -214,10 +230,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     server: ServerSettings = ServerSettings()
     processes: ProcessSettings = ProcessSettings()
-    listeners: dict[Name, ListenerSettings] = msgspec.field(default_factory=_default_listeners)
+    listeners: dict[Name, ListenerSettings] = msgspec.field(default_factory=default_listeners)
     database: DatabaseSettings = DatabaseSettings()
     token: TokenSettings = TokenSettings()
-    issuers: dict[Name, IssuerSettings] = msgspec.field(default_factory=_default_issuers)
+    issuers: dict[Name, IssuerSettings] = msgspec.field(default_factory=default_issuers)
     policy: PolicySettings = PolicySettings()
     status: StatusSettings = StatusSettings()
     acme: AcmeSettings = AcmeSettings()
@@ -371,228 +387,3 @@ class Home:
     def metrics(self) -> Path:
         """Metric files of all processes."""
         return self.path / "metrics"
-
-
-def load_settings(
-    path: Path | None, overrides: Iterable[str] = (), environment: Mapping[str, str] | None = None
-) -> Settings:
-    """Read the file (defaults where `path` is None), then the environment, then `section.key=value` overrides.
-
-    Raises ConfigurationError with one line naming file, key, value and remedy.
-    """
-    where = str(path) if path is not None else "defaults"
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = _read_toml(path)
-    for key, text, origin in _all_overrides(overrides, os.environ if environment is None else environment):
-        _override(tree, key, text, origin)
-    settings = _convert(tree, where)
-    _check(settings, where)
-    return settings
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise ConfigurationError(
-            str(path), "file", None, "not found; run 'ca-server init' or name the home with --home"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(str(path), "file", None, f"can't be read: {error}") from None
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in too many brackets
-        raise ConfigurationError(str(path), "syntax", None, f"not TOML: {error}") from None
-
-
-def _all_overrides(overrides: Iterable[str], environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    found = []
-    for name, text in sorted(environment.items()):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            found.append((key, text, f"environment {name}"))
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals or "." not in key:
-            raise ConfigurationError("--set", item, None, "write section.key=value")
-        found.append((key.strip(), text, "--set"))
-    return found
-
-
-def _override(tree: dict[str, Any], key: str, text: str, origin: str) -> None:
-    parts = key.split(".")
-    node = tree
-    spec: Any = Settings
-    for part in parts[:-1]:
-        spec = _field_type(spec, part, origin, key)
-        node = node.setdefault(part, _defaults_for(spec, part))
-        if not isinstance(node, dict):
-            raise ConfigurationError(origin, key, text, f"{part} is not a section")
-    leaf = _field_type(spec, parts[-1], origin, key)
-    try:
-        node[parts[-1]] = _parse_value(leaf, text)
-    except (msgspec.ValidationError, msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ConfigurationError(origin, key, text, str(error)) from None
-
-
-def _defaults_for(_spec: Any, part: str) -> dict[str, Any]:
-    """Overriding one key of a default listener or issuer keeps the others."""
-    if part == "listeners":
-        return {name: msgspec.to_builtins(value) for name, value in _default_listeners().items()}
-    if part == "issuers":
-        return {name: msgspec.to_builtins(value) for name, value in _default_issuers().items()}
-    return {}
-
-
-def _field_type(spec: Any, part: str, origin: str, key: str) -> Any:
-    if isinstance(spec, type) and issubclass(spec, Struct):
-        for field in msgspec.structs.fields(spec):
-            if field.name == part:
-                return field.type
-        known = ", ".join(field.name for field in msgspec.structs.fields(spec))
-        raise ConfigurationError(origin, key, None, f"unknown key {part!r}; known here: {known}")
-    arguments: tuple[Any, ...] = getattr(spec, "__args__", ())
-    if getattr(spec, "__origin__", None) is dict and len(arguments) == 2:  # noqa: PLR2004
-        return arguments[1]
-    raise ConfigurationError(origin, key, None, f"{part!r} is not inside a section")
-
-
-def _parse_value(kind: Any, text: str) -> Any:
-    info = msgspec.inspect.type_info(kind)
-    if isinstance(info, (msgspec.inspect.VarTupleType, msgspec.inspect.ListType)):
-        items: Any
-        if text.lstrip().startswith("["):
-            items = tomllib.loads(f"value = {text}")["value"]
-        else:
-            items = [item.strip() for item in text.split(",") if item.strip()]
-        return msgspec.to_builtins(msgspec.convert(items, kind, strict=False))
-    if isinstance(info, msgspec.inspect.BoolType):
-        lowered = text.lower()
-        if lowered not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
-            raise ValueError("expected true or false")
-        return lowered in {"true", "1", "yes", "on"}
-    return msgspec.to_builtins(msgspec.convert(text, kind, strict=False))
-
-
-_PATH = re.compile(r" - at `(key in )?\$?\.?(?P<path>[^`]*)`")
-
-
-def _convert(tree: dict[str, Any], where: str) -> Settings:
-    try:
-        return msgspec.convert(tree, Settings)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        found = _PATH.search(message)
-        path = (found["path"] if found else "").replace("[...]", "")
-        remedy = _PATH.sub("", message)
-        value: Any = tree
-        for part in path.split(".") if path else ():
-            value = value.get(part) if isinstance(value, dict) else None
-        shown = value if isinstance(value, (str, int, float, bool)) else None
-        raise ConfigurationError(where, path or "file", shown, remedy) from None
-
-
-def _check(settings: Settings, where: str) -> None:
-    """Check what types alone can't: each failure names its key."""
-    _check_listeners(settings, where)
-    _check_networks(settings, where)
-    _check_nameservers(settings, where)
-    _check_urls(settings, where)
-    _check_issuers(settings, where)
-    if settings.acme.unsafe_skip_validation and not settings.server.staging:
-        raise ConfigurationError(
-            where,
-            "acme.unsafe_skip_validation",
-            True,
-            "only for a home made by 'ca-server init --staging'; leave it out",
-        )
-
-
-def _check_listeners(settings: Settings, where: str) -> None:
-    if not settings.listeners:
-        raise ConfigurationError(where, "listeners", None, "declare at least one [listeners.NAME]")
-    taken: dict[int, str] = {}
-    for name, listener in settings.listeners.items():
-        other = taken.setdefault(listener.port, name)
-        if other != name:
-            raise ConfigurationError(
-                where, f"listeners.{name}.port", listener.port, f"already taken by listeners.{other}; choose another"
-            )
-        try:
-            ipaddress.ip_address(listener.address)
-        except ValueError:
-            raise ConfigurationError(
-                where, f"listeners.{name}.address", listener.address, "write an IPv4 or IPv6 address"
-            ) from None
-
-
-def _check_networks(settings: Settings, where: str) -> None:
-    for key, networks in (
-        ("acme.allowed_networks", settings.acme.allowed_networks),
-        ("acme.denied_networks", settings.acme.denied_networks),
-        ("metrics.allow_from", settings.metrics.allow_from),
-    ):
-        for network in networks:
-            try:
-                ipaddress.ip_network(network)
-            except ValueError as error:
-                raise ConfigurationError(where, key, network, f"write a network such as 10.0.0.0/8 ({error})") from None
-
-
-def _check_urls(settings: Settings, where: str) -> None:
-    for key, url, scheme in (
-        ("server.external_https_url", settings.server.external_https_url, "https"),
-        ("server.external_http_url", settings.server.external_http_url, "http"),
-    ):
-        if url and not _is_base_url(url, scheme):
-            raise ConfigurationError(where, key, url, f"write {scheme}://HOST[:PORT][/PATH], in ASCII")
-
-
-def _is_base_url(url: str, scheme: str) -> bool:
-    if not url.isascii() or not url.isprintable() or " " in url:
-        return False
-    try:
-        parts = urlsplit(url)
-        plain = not (parts.query or parts.fragment or parts.username)
-        return parts.scheme == scheme and bool(parts.hostname) and parts.port != 0 and plain
-    except ValueError:
-        return False
-
-
-def _check_nameservers(settings: Settings, where: str) -> None:
-    for server in settings.dns.nameservers:
-        host, port = server, "53"
-        if server.startswith("["):
-            host, _, port = server[1:].partition("]:")
-            host = host.removesuffix("]")
-        elif server.count(":") == 1:
-            host, _, port = server.partition(":")
-        try:
-            ipaddress.ip_address(host)
-            good = 0 < int(port or "53") < 65_536  # noqa: PLR2004 - ports
-        except ValueError:
-            good = False
-        if not good:
-            raise ConfigurationError(where, "dns.nameservers", server, "write IP, IP:PORT or [IPV6]:PORT")
-
-
-def _check_issuers(settings: Settings, where: str) -> None:
-    for name, issuer in settings.issuers.items():
-        if issuer.parent and issuer.parent not in settings.issuers:
-            raise ConfigurationError(
-                where, f"issuers.{name}.parent", issuer.parent, "name an issuer of this file, or leave it out"
-            )
-        seen = {name}
-        ancestor = issuer.parent
-        while ancestor:
-            if ancestor in seen:
-                raise ConfigurationError(
-                    where, f"issuers.{name}.parent", issuer.parent, "parents must not form a circle"
-                )
-            seen.add(ancestor)
-            ancestor = settings.issuers[ancestor].parent if ancestor in settings.issuers else ""
-        if issuer.crl_interval > issuer.crl_lifetime / 2:
-            raise ConfigurationError(
-                where, f"issuers.{name}.crl_interval", issuer.crl_interval, "at most half of crl_lifetime"
-            )

@@ -21,6 +21,7 @@ from ca_server.bootstrap.token import LOG_LABEL, SECRETS_LABEL, open_token
 from ca_server.bootstrap.users import write_private
 from ca_server.bootstrap.version import SOFTWARE
 from ca_server.core.audit import AnchorMismatch, EventFactory, Sequencer, check_anchor, leaf_members
+from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher, CrlSchedule
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.issuance import Issuance
@@ -344,6 +345,7 @@ class CoreRuntime:
             revocation=self.revocation,
             publisher=self.publisher,
             accounts=self.accounts,
+            blocklist=Blocklist(self.stores.issuance, self.events),
             reload=self.reload,
             health=self.health,
             gate=self.gate,
@@ -483,6 +485,7 @@ class CoreRuntime:
             return
         with suppress(CaError):
             # What was revoked by an offline command, or just before the end.
+            await self.publisher.flush()
             await self.publisher.refresh_due()
         with suppress(CaError):
             await self.record_counts()

@@ -170,6 +170,8 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         nonce_lifetime=timedelta(seconds=acme.nonce_lifetime),
         validation_attempts=acme.validation_attempts,
         validation_concurrency=acme.validation_concurrency,
+        max_validations=acme.max_validations,
+        retention=timedelta(seconds=acme.retention),
         max_identifiers=acme.max_identifiers,
         max_open_orders=acme.max_open_orders,
         # The core has looked at the issuers' certificates; this process has the setting alone.
@@ -181,10 +183,12 @@ def _web_options(settings: Settings, listener: ListenerSettings) -> WebOptions:
     return WebOptions(
         max_body=listener.max_body,
         header_seconds=listener.header_seconds,
+        body_seconds=listener.body_seconds,
         request_seconds=listener.request_seconds,
         keepalive_seconds=listener.keepalive_seconds,
         max_concurrent=listener.max_concurrent_requests,
         max_connections=listener.max_connections,
+        max_bodies_per_address=listener.max_bodies_per_address,
         drain_seconds=settings.processes.drain_seconds,
     )
 

@@ -15,10 +15,11 @@ from ca_server.bootstrap.resources import shipped_configuration, shipped_softhsm
 from ca_server.bootstrap.stores import database_url
 from ca_server.bootstrap.token import module_path, pin_source
 from ca_server.bootstrap.users import check_reachable, create_folders, hand_over, resolve_users, write_private
+from ca_server.configuration import load_settings
 from ca_server.core.issuers import IssuerPlan
 from ca_server.core.staging import staging_name
 from ca_server.domain.errors import ConfigurationError
-from ca_server.settings import Home, Settings, default_host, load_settings
+from ca_server.settings import Home, Settings, default_host
 from ca_server.store.migrate import migrate
 from hsm.pin import PinSource, generate_pin
 from hsm.provision import initialize_softhsm

@@ -28,18 +28,24 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
                 str(file), "issuer", profile.issuer, "a root issues to nobody but CAs; name an issuing CA"
             )
         profiles[file.stem] = profile
-    for needed in (settings.policy.default_profile, "listener", "ocsp-responder"):
-        if needed not in profiles:
-            raise ConfigurationError(
-                str(home.profiles), f"{needed}.toml", None, "this profile is missing; put it back, or choose another"
-            )
-    default = profiles[settings.policy.default_profile]
-    serves_acme = any("acme" in listener.serves for listener in settings.listeners.values())
-    if serves_acme and Protocol.ACME not in default.frontends:
+    default = settings.policy.default_profile
+    if default not in profiles:
+        known = ", ".join(sorted(profiles))
         raise ConfigurationError(
             str(home.configuration),
             "policy.default_profile",
-            default.name,
+            default,
+            f"no such file in {home.profiles}; known: {known}",
+        )
+    for needed in ("listener", "ocsp-responder"):
+        if needed not in profiles:
+            raise ConfigurationError(str(home.profiles), f"{needed}.toml", None, "this profile is missing; put it back")
+    serves_acme = any("acme" in listener.serves for listener in settings.listeners.values())
+    if serves_acme and Protocol.ACME not in profiles[default].frontends:
+        raise ConfigurationError(
+            str(home.configuration),
+            "policy.default_profile",
+            default,
             "this profile is not for ACME, which a listener serves; name another",
         )
     return profiles

@@ -19,10 +19,9 @@ from ca_server.cli.common import (
     JsonOption,
     SetOption,
     open_settings,
-    print_json,
-    print_table,
     run,
 )
+from ca_server.cli.output import print_json, print_table, progress_bar
 from ca_server.core.audit import leaf_members
 from ca_server.core.audit.findings import VerificationReport
 from ca_server.core.audit.reading import LoggedEvent
@@ -51,6 +50,9 @@ def verify(
 
     Exit code 0 where nothing is wrong, 1 where something is: each finding says what was done, and where. Works on a
     stopped server and beside a running one.
+
+    - `ca-server audit verify`
+    - `ca-server audit verify --json`
     """
 
     async def work() -> VerificationReport:
@@ -58,7 +60,14 @@ def verify(
         keys = read_log_keys(key or place.log_key)
         path = anchor or (Path(effective.audit.anchor) if effective.audit.anchor else place.anchor)
         async with open_stores(place, effective) as stores:
-            return await verify_log(stores.audit, keys, anchor=FileAnchor(path), grace=timedelta(seconds=grace))
+            with progress_bar("verifying leaves") as progress:
+                return await verify_log(
+                    stores.audit,
+                    keys,
+                    anchor=FileAnchor(path),
+                    grace=timedelta(seconds=grace),
+                    progress=progress,
+                )
 
     report = run(work())
     if json:
@@ -81,7 +90,7 @@ def verify(
 
 @app.command("accept-anchor")
 def accept_anchor(
-    reason: Annotated[str, typer.Option("--reason", help="Why; it is on record.", show_default=False)],
+    reason: Annotated[str, typer.Option("--reason", help="Why: it is on record.", show_default=False)],
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
 ) -> None:
@@ -91,6 +100,8 @@ def accept_anchor(
     missing. Restore the newer database if there is one. If there is none: revoke again what was revoked since (the
     export of the log tells), then run this. It writes an event with your reason and with what the anchor said, and
     anchors what the database has now.
+
+    - `ca-server audit accept-anchor --reason "restored after the fire, ticket 42"`
     """
 
     async def work() -> str:
@@ -112,7 +123,12 @@ def tail(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as events come.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show the newest events, oldest first; with --json one object a line."""
+    """Show the newest events, oldest first; with --json one object a line: the bytes of its leaf.
+
+    - `ca-server audit tail -n 50`
+    - `ca-server audit tail --type issuance.refused --json`
+    - `ca-server audit tail --follow` goes on until it is interrupted.
+    """
     wanted = _event_type(kind)
 
     async def work() -> None:
@@ -124,7 +140,7 @@ def tail(
             while follow:
                 await asyncio.sleep(_FOLLOW_SECONDS)
                 page = await stores.audit.tail(1000, wanted, serial, subject, after=after)
-                _show(page, json=json)
+                _show(page, json=json, header=False)
                 after = page[-1].id if page else after
 
     run(work())
@@ -137,7 +153,11 @@ def export(
     first: Annotated[int, typer.Option("--from", min=0, help="Index of the first leaf.")] = 0,
     last: Annotated[int | None, typer.Option("--to", min=0, help="Index of the last leaf.")] = None,
 ) -> None:
-    """Write events in the order of the tree, one JSON object a line: the bytes of each line are those of its leaf."""
+    """Write events in the order of the tree, one JSON object a line: the bytes of each line are those of its leaf.
+
+    - `ca-server audit export > audit.jsonl`
+    - `ca-server audit export --from 100 --to 199`
+    """
 
     async def work() -> None:
         place, effective = open_settings(home, settings)
@@ -159,7 +179,7 @@ def _event_type(kind: str | None) -> EventType | None:
         raise CaError(ErrorKind.MALFORMED, f"there is no event type {kind!r}; known: {known}") from None
 
 
-def _show(events: tuple[LoggedEvent, ...], *, json: bool) -> None:
+def _show(events: tuple[LoggedEvent, ...], *, json: bool, header: bool = True) -> None:
     if json:
         for event in events:
             sys.stdout.buffer.write(event.leaf + b"\n")
@@ -168,7 +188,7 @@ def _show(events: tuple[LoggedEvent, ...], *, json: bool) -> None:
     rows = []
     for event in events:
         members = leaf_members(event.leaf)
-        about = members.get("serial") or members.get("object") or ""
+        about = members.get("serial") or members.get("object") or members.get("issuer") or ""
         told = members.get("rule") or ""
         reason = members.get("reason") or ""
         rows.append(
@@ -183,4 +203,4 @@ def _show(events: tuple[LoggedEvent, ...], *, json: bool) -> None:
             )
         )
     if rows:
-        print_table(("leaf", "time", "event", "outcome", "actor", "about", "rule, reason"), rows)
+        print_table(("leaf", "time", "event", "outcome", "actor", "about", "rule, reason"), rows, header=header)

@@ -3,7 +3,7 @@
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from cryptography import x509
@@ -11,68 +11,95 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_server.bootstrap.operator import open_admin
 from ca_server.bootstrap.stores import open_stores
+from ca_server.cli.certificates import description, found_by_serial, history, summary
 from ca_server.cli.common import (
     DEFAULT_HOME,
     HomeOption,
     JsonOption,
     SetOption,
+    duration,
+    one_of,
     open_settings,
-    print_json,
-    print_table,
     run,
 )
+from ca_server.cli.output import print_fields, print_json, print_table
 from ca_server.domain.certificates import (
     CertificateRecord,
+    Crl,
     RevocationReason,
     RevocationRequest,
     RevokedCertificate,
 )
-from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.inventory import InventoryStatus
 
 app = typer.Typer(help="List, show, export and revoke certificates.", no_args_is_help=True)
-SerialArgument = Annotated[str, typer.Argument(help="Serial number in hexadecimal, as `cert list` shows it.")]
+SerialArgument = Annotated[
+    str, typer.Argument(help="Serial number in hexadecimal, as `cert list` shows it; its first digits will do.")
+]
 IssuerOption = Annotated[
     str | None, typer.Option("--issuer", help="The issuer, where the serial exists under more than one.")
 ]
 _REASONS = {reason.label: reason for reason in RevocationReason if reason is not RevocationReason.REMOVE_FROM_CRL}
+_STATUSES = tuple(status.value for status in InventoryStatus)
 
 
 @app.command("list")
 def list_certificates(
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
+    name: Annotated[str | None, typer.Option(help="With this name; `.corp.example` for all names under it.")] = None,
+    serial: Annotated[str | None, typer.Option(help="With a serial that begins with these digits.")] = None,
     issuer: Annotated[str | None, typer.Option(help="Of this issuer.")] = None,
-    name: Annotated[str | None, typer.Option(help="With this name; `.example.test` for all names under it.")] = None,
     profile: Annotated[str | None, typer.Option(help="Of this profile.")] = None,
-    status: Annotated[str | None, typer.Option(help="`valid`, `revoked` or `expired`.")] = None,
-    requester: Annotated[str | None, typer.Option(help="Asked for by this requester.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, newest first.")] = 100,
+    status: Annotated[str | None, typer.Option(help=f"One of {', '.join(_STATUSES)}.")] = None,
+    requester: Annotated[str | None, typer.Option(help="Asked for by this requester, such as `acme:ID`.")] = None,
+    expiring_within: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Valid now, and ends within this time, such as 14d or 12h.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")] = 100,
+    after: Annotated[
+        str | None, typer.Option(metavar="SERIAL", help="The next page: what comes after this certificate.")
+    ] = None,
     *,
     json: JsonOption = False,
 ) -> None:
-    """List certificates, newest first."""
-    if status not in {None, "valid", "revoked", "expired"}:
-        raise typer.BadParameter("valid, revoked or expired", param_hint="--status")
+    """List certificates, newest first.
+
+    - `ca-server cert list --name .internal --status valid` shows what is in use under a domain.
+    - `ca-server cert list --expiring-within 14d --json` feeds a reminder.
+    """
+    wanted = None if status is None else InventoryStatus(one_of(status, _STATUSES, "--status"))
+    now = datetime.now(UTC)
+    ends_before = None if expiring_within is None else now + duration(expiring_within, "--expiring-within")
+    if ends_before is not None and wanted not in {None, InventoryStatus.VALID}:
+        raise typer.BadParameter("only valid certificates expire; leave --status out", param_hint="--expiring-within")
 
     async def work() -> tuple[CertificateRecord, ...]:
         place, effective = open_settings(home, settings)
         async with open_stores(place, effective) as stores:
+            last = None if after is None else await found_by_serial(stores.inventory, after, issuer)
             return await stores.inventory.search(
                 issuer=issuer,
+                serial_prefix=None if serial is None else serial.replace(":", ""),
                 name=name,
                 profile=profile,
-                status=InventoryStatus(status) if status else None,
+                status=InventoryStatus.VALID if ends_before is not None else wanted,
                 requester=requester,
-                limit=limit,
+                ends_before=ends_before,
+                now=now,
+                limit=limit + 1,
+                after=None if last is None else (last.issuer, last.serial),
             )
 
-    rows = [_summary(record) for record in run(work())]
+    found = run(work())
+    rows = [summary(record) for record in found[:limit]]
     if json:
         print_json(rows)
-        return
-    columns = ("serial", "issuer", "status", "names", "profile", "not_after", "requester")
-    print_table(columns, [[row[key] for key in columns] for row in rows])
+    else:
+        columns = ("serial", "issuer", "status", "names", "profile", "not_after", "requester")
+        print_table([column.replace("_", " ") for column in columns], [[row[key] for key in columns] for row in rows])
+    if len(found) > limit:
+        sys.stderr.write(f"there are more: --after {rows[-1]['serial']}\n")
 
 
 @app.command("show")
@@ -84,12 +111,32 @@ def show(
     *,
     json: JsonOption = False,
 ) -> None:
-    """Show one certificate with what is on record about it."""
-    summary = _summary(run(_find(home, settings, serial, issuer)))
+    """Show all that is on record about one certificate: what it is, who asked for it, who revoked it, and when.
+
+    - `ca-server cert show SERIAL`
+    - `ca-server cert show SERIAL --json`
+    """
+
+    async def work() -> tuple[dict[str, object], list[dict[str, object]]]:
+        place, effective = open_settings(home, settings)
+        async with open_stores(place, effective) as stores:
+            record = await found_by_serial(stores.inventory, serial, issuer)
+            keys = await stores.issuers.issuer_keys(record.issuer)
+            key = next(key for key in keys if key.id == record.issuer_key_id)
+            crl: Crl | None = None
+            if record.is_revoked:
+                crl = await stores.revocation.latest_crl(record.issuer, record.issuer_key_id, record.crl_partition)
+            events = await history(stores.audit, record)
+            return description(record, key, crl, events), events
+
+    fields, events = run(work())
     if json:
-        print_json(summary)
-    else:
-        print_table(("field", "value"), list(summary.items()))
+        print_json({**fields, "events": events})
+        return
+    print_fields(fields)
+    sys.stdout.write("\n")
+    columns = ("leaf", "time", "type", "outcome", "actor", "source", "reason")
+    print_table(columns, [[event.get(column) for column in columns] for event in events])
 
 
 @app.command("export")
@@ -99,8 +146,11 @@ def export(
     settings: SetOption = [],  # noqa: B006
     issuer: IssuerOption = None,
 ) -> None:
-    """Print a certificate as PEM."""
-    record = run(_find(home, settings, serial, issuer))
+    """Print a certificate as PEM.
+
+    - `ca-server cert export SERIAL > certificate.pem`
+    """
+    record = run(_found(home, settings, serial, issuer))
     certificate = x509.load_der_x509_certificate(record.certificate_der)
     sys.stdout.write(certificate.public_bytes(Encoding.PEM).decode())
 
@@ -111,14 +161,18 @@ def revoke(
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
     issuer: IssuerOption = None,
-    reason: Annotated[str, typer.Option(help=", ".join(_REASONS))] = "unspecified",
+    reason: Annotated[str, typer.Option(help=f"One of {', '.join(_REASONS)}.")] = "unspecified",
     *,
     json: JsonOption = False,
 ) -> None:
-    """Revoke a certificate: OCSP shows it at once, the CRL is signed again."""
-    if reason not in _REASONS:
-        raise typer.BadParameter(f"one of {', '.join(_REASONS)}", param_hint="--reason")
-    revoked = run(_revoke(home, settings, serial, issuer, _REASONS[reason]))
+    """Revoke a certificate: OCSP shows it at once, the CRL is signed again.
+
+    What was revoked stays revoked; its reason can only be changed to key-compromise, or out of a hold.
+
+    - `ca-server cert revoke SERIAL --reason superseded`
+    """
+    why = _REASONS[one_of(reason, tuple(_REASONS), "--reason")]
+    revoked = run(_revoke(home, settings, serial, issuer, why))
     if json:
         print_json(
             {
@@ -138,16 +192,24 @@ def release(
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
     issuer: IssuerOption = None,
+    *,
+    json: JsonOption = False,
 ) -> None:
-    """Release a certificate from certificate-hold: it is good again, and leaves the CRL."""
+    """Release a certificate from certificate-hold: it is good again, and leaves the CRL.
+
+    - `ca-server cert release HELD`
+    """
     released = run(_revoke(home, settings, serial, issuer, RevocationReason.REMOVE_FROM_CRL))
-    sys.stdout.write(f"released {released.serial} of {released.issuer}\n")
+    if json:
+        print_json({"issuer": released.issuer, "serial": released.serial, "status": "valid"})
+    else:
+        sys.stdout.write(f"released {released.serial} of {released.issuer}\n")
 
 
 async def _revoke(
     home: Path, overrides: list[str], serial: str, issuer: str | None, reason: RevocationReason
 ) -> RevokedCertificate:
-    record = await _find(home, overrides, serial, issuer)
+    record = await _found(home, overrides, serial, issuer)
     place, settings = open_settings(home, overrides)
     async with open_admin(place, settings) as admin:
         return await admin.revoke(
@@ -162,43 +224,7 @@ async def _revoke(
         )
 
 
-async def _find(home: Path, overrides: list[str], serial: str, issuer: str | None) -> CertificateRecord:
-    text = serial.lower().replace(":", "").removeprefix("0x").lstrip("0")
-    if not text or any(digit not in "0123456789abcdef" for digit in text):
-        raise CaError(ErrorKind.MALFORMED, f"{serial!r} is no serial number in hexadecimal")
-    text = text if len(text) % 2 == 0 else "0" + text
+async def _found(home: Path, overrides: list[str], serial: str, issuer: str | None) -> CertificateRecord:
     place, settings = open_settings(home, overrides)
     async with open_stores(place, settings) as stores:
-        found = await stores.inventory.search(issuer=issuer, serial_prefix=text, limit=10)
-    exact = tuple(record for record in found if record.serial == text) or found
-    if not exact:
-        raise CaError(ErrorKind.NOT_FOUND, f"there is no certificate with serial {serial}")
-    if len(exact) > 1:
-        raise CaError(ErrorKind.CONFLICT, "more than one certificate matches: give more digits, or --issuer")
-    return exact[0]
-
-
-def _status(record: CertificateRecord) -> str:
-    if record.is_revoked:
-        return "revoked"
-    return "expired" if record.not_after <= datetime.now(UTC) else "valid"
-
-
-def _summary(record: CertificateRecord) -> dict[str, Any]:
-    return {
-        "serial": record.serial,
-        "issuer": record.issuer,
-        "status": _status(record),
-        "subject": record.subject,
-        "names": record.names,
-        "profile": record.profile,
-        "profile_hash": record.profile_hash,
-        "not_before": record.not_before,
-        "not_after": record.not_after,
-        "issued_at": record.issued_at,
-        "requester": f"{record.requester_protocol}:{record.requester_id}",
-        "transaction": record.transaction_key,
-        "spki_sha256": record.spki_sha256.hex(),
-        "revoked_at": record.revoked_at,
-        "revocation_reason": record.revocation_reason.label if record.revocation_reason else None,
-    }
+        return await found_by_serial(stores.inventory, serial, issuer)

@@ -1,22 +1,23 @@
-"""What all commands share: options, output, and the way to a running or a stopped server."""
+"""What all commands share: their options, and the way to settings and stores."""
 
 import asyncio
+import re
 import sys
 from collections.abc import Coroutine, Sequence
-from datetime import datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ca_server.settings import Home, Settings, load_settings
+from ca_server.configuration import load_settings
+from ca_server.domain.profile_rules import parse_duration
+from ca_server.settings import Home, Settings
 
 T = TypeVar("T")
 
 DEFAULT_HOME = Path("~/.ca-server")
+_DURATION = re.compile(r"[1-9][0-9]{0,6}[smhdw]")
 
 HomeOption = Annotated[
     Path, typer.Option("--home", help="The home directory.", envvar="CA_SERVER_HOME", show_default="~/.ca-server")
@@ -50,33 +51,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def print_json(value: object) -> None:
-    """Print a value as JSON: times in RFC 3339, bytes in base64, enums by value."""
-    data = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    sys.stdout.write(data.decode() + "\n")
+def duration(text: str, option: str) -> timedelta:
+    """Read a time such as `30d` or `12h`. BadParameter names the option."""
+    if not _DURATION.fullmatch(text):
+        raise typer.BadParameter("write a number with s, m, h, d or w, such as 30d", param_hint=option)
+    return parse_duration(text)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows as a table; plain, without colour, where the output is no terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(text(cell) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
-
-
-def text(value: object) -> str:
-    """One value for people."""
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%SZ")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (tuple, list)):
-        return ", ".join(str(item) for item in value) or "-"
-    return str(value)
+def one_of(text: str, choices: Sequence[str], option: str) -> str:
+    """Check a choice. BadParameter names the option and what there is."""
+    if text not in choices:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(choices)}", param_hint=option)
+    return text

@@ -5,7 +5,8 @@ import sys
 import typer
 
 from ca_server.bootstrap.profiles import load_profiles
-from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, open_settings, print_json
+from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, open_settings
+from ca_server.cli.output import print_json
 
 app = typer.Typer(help="Check the configuration.", no_args_is_help=True)
 
@@ -17,7 +18,11 @@ def check(
     *,
     json: JsonOption = False,
 ) -> None:
-    """Read configuration and profiles, and say the first thing that is wrong; with --json print all settings."""
+    """Read configuration and profiles, and say the first thing that is wrong; with --json print all settings.
+
+    - `ca-server config check`
+    - `ca-server config check --set acme.require_eab=true --json`
+    """
     place, effective = open_settings(home, settings)
     profiles = load_profiles(place, effective)
     if json:

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from ca_server.bootstrap.checkup import Check, Verdict, check_up
-from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, open_settings, print_json, print_table
-from ca_server.cli.common import run as run_command
+from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, open_settings, run
+from ca_server.cli.output import print_json, print_table
 
 _MARKS = {Verdict.GOOD: "ok", Verdict.WARNING: "WARN", Verdict.BAD: "FAIL"}
 
@@ -26,13 +26,16 @@ def doctor(
     """Check token, database, clock, CRLs, responder certificates, disk and permissions.
 
     Exit code 0: all is well (warnings included); 1: something needs you.
+
+    - `ca-server doctor`
+    - `ca-server doctor --json --min-free-mb 100`
     """
 
     async def work() -> list[Check]:
         place, effective = open_settings(home, settings)
         return await check_up(place, effective, minimum_free=disk * 1024 * 1024)
 
-    checks = run_command(work())
+    checks = run(work())
     if json:
         print_json(checks)
     else:

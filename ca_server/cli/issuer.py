@@ -1,7 +1,9 @@
 """`ca-server issuer`: the certificate authorities of this home."""
 
 import sys
-from typing import Annotated, Any
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from cryptography import x509
@@ -14,11 +16,11 @@ from ca_server.cli.common import (
     JsonOption,
     SetOption,
     open_settings,
-    print_json,
-    print_table,
     run,
 )
-from ca_server.domain.certificates import Issuer
+from ca_server.cli.output import print_fields, print_json, print_table
+from ca_server.core.issuers import UrlPlan
+from ca_server.domain.certificates import Issuer, IssuerKind, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
 
 app = typer.Typer(help="List, show and export the issuers.", no_args_is_help=True)
@@ -27,7 +29,10 @@ NameArgument = Annotated[str, typer.Argument(help="The issuer's name, such as `r
 
 @app.command("list")
 def list_issuers(home: HomeOption = DEFAULT_HOME, settings: SetOption = [], *, json: JsonOption = False) -> None:  # noqa: B006
-    """List the issuers."""
+    """List the issuers.
+
+    - `ca-server issuer list`
+    """
     issuers = run(_issuers(home, settings))
     rows = [_summary(issuer) for issuer in issuers]
     if json:
@@ -47,12 +52,16 @@ def show(
     *,
     json: JsonOption = False,
 ) -> None:
-    """Show one issuer."""
-    summary = _summary(run(_issuer(home, settings, name)))
+    """Show one issuer with its fingerprint and the URLs that its certificates carry.
+
+    - `ca-server issuer show root`
+    """
+    issuer = run(_issuer(home, settings, name))
+    summary = {**_summary(issuer), **_details(issuer, UrlPlan(open_settings(home, settings)[1].http_url))}
     if json:
         print_json(summary)
     else:
-        print_table(("field", "value"), list(summary.items()))
+        print_fields(summary)
 
 
 @app.command("export")
@@ -63,23 +72,41 @@ def export(
     *,
     chain: Annotated[bool, typer.Option("--chain", help="Add the certificates above it, up to the root.")] = False,
 ) -> None:
-    """Print an issuer's certificate as PEM: `ca-server issuer export root > root.pem` is what clients trust."""
+    """Print an issuer's certificate as PEM: the root's is what clients trust.
+
+    - `ca-server issuer export root > root.pem`
+    - `ca-server issuer export issuing --chain > chain.pem`
+    """
     key = run(_issuer(home, settings, name)).key
     for der in (key.certificate_der, *(key.chain if chain else ())):
         sys.stdout.write(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode())
 
 
-async def _issuers(home: Any, overrides: list[str]) -> tuple[Issuer, ...]:
+async def _issuers(home: Path, overrides: list[str]) -> tuple[Issuer, ...]:
     place, settings = open_settings(home, overrides)
     async with open_stores(place, settings) as stores:
         return await stores.issuers.issuers()
 
 
-async def _issuer(home: Any, overrides: list[str], name: str) -> Issuer:
+async def _issuer(home: Path, overrides: list[str], name: str) -> Issuer:
     for issuer in await _issuers(home, overrides):
         if issuer.name == name:
             return issuer
     raise CaError(ErrorKind.NOT_FOUND, f"there is no issuer {name!r}; `ca-server issuer list` names them")
+
+
+def _details(issuer: Issuer, urls: UrlPlan) -> dict[str, object]:
+    der = issuer.key.certificate_der
+    return {
+        "sha256": sha256(der).hexdigest(),
+        "spki_sha256": sha256(issuer.key.spki_der).hexdigest(),
+        "key_id": x509.load_der_x509_certificate(der)
+        .extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        .value.digest.hex(),
+        "crl_url": urls.crl(issuer.key),
+        "certificate_url": urls.ca_issuers(issuer.key),
+        "ocsp_url": urls.ocsp() if issuer.kind is IssuerKind.ISSUING else None,
+    }
 
 
 def _summary(issuer: Issuer) -> dict[str, object]:
@@ -92,7 +119,7 @@ def _summary(issuer: Issuer) -> dict[str, object]:
         "key_label": issuer.key.label,
         "generation": issuer.key.generation,
         "subject": certificate.subject.rfc4514_string(),
-        "serial": f"{certificate.serial_number:x}",
+        "serial": serial_text(certificate.serial_number),
         "not_before": certificate.not_valid_before_utc,
         "not_after": certificate.not_valid_after_utc,
     }

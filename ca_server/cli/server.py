@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ca_server.bootstrap.initialise import InitialChoices, initialise, is_initialised
-from ca_server.bootstrap.process import run_core, run_front, run_single
 from ca_server.bootstrap.serve import serve_home
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, SetOption, home_at, open_settings, run
 from ca_server.domain.errors import ConfigurationError
@@ -53,6 +52,9 @@ def init(
     PINs come from a file or the environment variable CA_SERVER_PIN, never from an argument; where none is given a
     strong one is made and kept in core/pin, readable by the owner alone. Options are written to ca-server.toml;
     --set is for this run alone.
+
+    - `ca-server init --external-host ca.corp.example --allow-domain corp.example`
+    - `ca-server init --home /var/lib/ca-server --pin-file /run/secrets/pin`
     """
     place = home_at(home)
     if if_missing and is_initialised(place):
@@ -81,6 +83,9 @@ def serve(
     """Serve this home until SIGTERM; SIGHUP reads the profiles again.
 
     Prints where directory, CRL, OCSP and root certificate are, and a certbot line to copy.
+
+    - `ca-server serve`
+    - `ca-server serve --fronts 2 --set log.format=console`
     """
     overrides = [*settings]
     if https_port is not None:
@@ -99,6 +104,8 @@ def serve(
     if not is_initialised(place):
         raise ConfigurationError(str(place.path), "home", None, "is not initialised; run 'ca-server init' first")
     if single_process:
+        from ca_server.bootstrap.process import run_single  # noqa: PLC0415 - half of every command's start
+
         sys.exit(run_single(place, effective))
     sys.exit(serve_home(place, effective, overrides))
 
@@ -110,6 +117,8 @@ def process(
     index: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Run one process of a server: for the supervisor alone."""
+    from ca_server.bootstrap.process import run_core, run_front  # noqa: PLC0415 - half of every command's start
+
     place, effective = open_settings(home, settings)
     if role == "core":
         sys.exit(run_core(place, effective))

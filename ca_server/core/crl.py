@@ -198,13 +198,19 @@ class CrlPublisher:
             await self._wake.wait()
             await asyncio.sleep(self._coalesce)
             self._wake.clear()
-            names, self._dirty = self._dirty, set()
-            for name in names:
-                try:
-                    await self.publish(name)
-                except CaError as error:
-                    _log.warning("crl not published, will try again", issuer=name, error=error.detail)
-                    self._dirty.add(name)
+            await self.flush()
             if self._dirty:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()
+
+    async def flush(self) -> None:
+        """Publish for dirty issuers now: what could not be published, or was interrupted, stays dirty."""
+        for name in sorted(self._dirty):
+            self._dirty.discard(name)
+            try:
+                await self.publish(name)
+            except BaseException as error:
+                self._dirty.add(name)
+                if not isinstance(error, CaError):
+                    raise
+                _log.warning("crl not published, will try again", issuer=name, error=error.detail)

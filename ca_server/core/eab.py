@@ -47,7 +47,8 @@ class ExternalAccounts:
         now = self._clock()
         lifetime = request.lifetime_seconds
         key = EabKey(
-            kid=token_urlsafe(16),
+            # No hyphen: as an argument, an id that began with one would be taken for an option.
+            kid=token_urlsafe(16).replace("-", "_"),
             created_at=now,
             expires_at=None if lifetime is None else now + timedelta(seconds=lifetime),
             reusable=request.reusable,

@@ -30,7 +30,7 @@ def decide(profile: Profile, request: EnrollmentRequest, csr: ParsedCsr, *, now:
         *decide_identifiers(profile, request.identifiers, request.requester),
         *_csr_names(profile, request, csr),
         *_subject(profile, csr),
-        *_validity(profile, request, moment),
+        *decide_validity(profile, request.not_before, request.not_after, moment),
     )
     if denials:
         return denials[0]
@@ -50,6 +50,25 @@ def decide_identifiers(profile: Profile, identifiers: Sequence[Identifier], requ
         return (Deny("names.max", f"profile {profile.name!r} allows at most {profile.names.max} names"),)
     found = (_identifier(profile, identifier) for identifier in identifiers)
     return tuple(denial for denial in found if denial is not None)
+
+
+def decide_validity(profile: Profile, begin: datetime | None, end: datetime | None, now: datetime) -> tuple[Deny, ...]:
+    """Every reason why a certificate of this profile can't be valid from `begin` to `end`; None: its own."""
+    rules = profile.validity
+    if begin is not None and begin < now - rules.backdate - MAX_DELAY:
+        return (Deny("validity.not_before", "notBefore lies too far in the past"),)
+    if begin is not None and begin > now + MAX_DELAY:
+        return (Deny("validity.not_before", "notBefore lies more than a day in the future"),)
+    if end is None:
+        return ()
+    # Without a notBefore, the plan moves it up to fit a notAfter that a slow clock of ours puts just out of reach.
+    first, tolerance = (begin, timedelta(0)) if begin is not None else (now, CLOCK_TOLERANCE)
+    if end <= first or end <= now:
+        return (Deny("validity.not_after", "notAfter lies before notBefore or in the past"),)
+    if end - first > rules.maximum + tolerance:
+        days = rules.maximum / timedelta(days=1)
+        return (Deny("validity.maximum", f"profile {profile.name!r} allows at most {days:g} days"),)
+    return ()
 
 
 def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Deny | None:
@@ -213,23 +232,4 @@ def _subject(profile: Profile, csr: ParsedCsr) -> tuple[Deny, ...]:
     is_title = csr.common_name_identifier is None
     if is_title and " " not in common_name.strip() and any(mark in common_name for mark in ".:*@/"):
         return (Deny("subject.common_name", "the common name looks like a name and is not a valid one"),)
-    return ()
-
-
-def _validity(profile: Profile, request: EnrollmentRequest, now: datetime) -> tuple[Deny, ...]:
-    rules = profile.validity
-    begin, end = request.not_before, request.not_after
-    if begin is not None and begin < now - rules.backdate - MAX_DELAY:
-        return (Deny("validity.not_before", "notBefore lies too far in the past"),)
-    if begin is not None and begin > now + MAX_DELAY:
-        return (Deny("validity.not_before", "notBefore lies more than a day in the future"),)
-    if end is None:
-        return ()
-    # Without a notBefore, the plan moves it up to fit a notAfter that a slow clock of ours puts just out of reach.
-    first, tolerance = (begin, timedelta(0)) if begin is not None else (now, CLOCK_TOLERANCE)
-    if end <= first or end <= now:
-        return (Deny("validity.not_after", "notAfter lies before notBefore or in the past"),)
-    if end - first > rules.maximum + tolerance:
-        days = rules.maximum / timedelta(days=1)
-        return (Deny("validity.maximum", f"profile {profile.name!r} allows at most {days:g} days"),)
     return ()

@@ -13,6 +13,7 @@ from typing import Protocol
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration, EabKey
 from ca_server.domain.audit import AuditEvent, Checkpoint, EventType
 from ca_server.domain.certificates import (
+    BlockedKey,
     CertificateRecord,
     Crl,
     IssuedCertificate,
@@ -156,6 +157,21 @@ class DisableEab:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockKey:
+    """Certify a public key no more; `spki_sha256` are 32 octets."""
+
+    spki_sha256: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnblockKey:
+    """Certify a public key again."""
+
+    spki_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """Whether anything was changed."""
 
@@ -188,6 +204,12 @@ class AdminPort(Protocol):
 
     async def disable_eab(self, request: DisableEab) -> Done:
         """Disable an external account key."""
+
+    async def block_key(self, request: BlockKey) -> Done:
+        """Put a public key on the blocklist. MALFORMED where the hash has not 32 octets."""
+
+    async def unblock_key(self, request: UnblockKey) -> Done:
+        """Take a public key off the blocklist."""
 
     async def reload(self, request: Reload) -> Reloaded:
         """Read the profiles again; the old ones stay where the new are wrong (MALFORMED says why)."""
@@ -313,6 +335,15 @@ class IssuanceStore(Protocol):
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         """Whether a public key is on the blocklist."""
 
+    async def blocked_keys(self) -> tuple[BlockedKey, ...]:
+        """The blocklist, newest first."""
+
+    async def block_spki(self, key: BlockedKey, events: Sequence[AuditEvent]) -> bool:
+        """Put a public key on the blocklist; false (and no events) where it was there."""
+
+    async def unblock_spki(self, spki_sha256: bytes, events: Sequence[AuditEvent]) -> bool:
+        """Take a public key off the blocklist; false (and no events) where it was not there."""
+
 
 class RevocationStore(Protocol):
     """Revocation and CRLs."""
@@ -412,8 +443,13 @@ class CoordinationStore(Protocol):
     async def heartbeat(self, fence: Fence, now: datetime, lease: timedelta) -> bool:
         """Prolong the node's lease; false where a newer boot of the node exists."""
 
-    async def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease | None:
-        """Take or prolong a lease; None where another holds it and it has not run out."""
+    async def acquire_lease(
+        self, name: str, holder: str, now: datetime, duration: timedelta, *, node: str | None = None
+    ) -> Lease | None:
+        """Take or prolong a lease; None where another holds it and it has not run out.
+
+        With `node`, what a holder of the name `NODE/...` had is taken at once: an earlier boot, which was fenced off.
+        """
 
     async def release_lease(self, lease: Lease) -> None:
         """Give a lease back."""

@@ -128,6 +128,7 @@ class Revocation:
             serial=request.serial,
             profile=record.profile if record else None,
             names=record.names if record else (),
+            extra={"spki_sha256": record.spki_sha256.hex()} if record else {},
             reason=request.reason.label if error is None else error.detail,
             rule=None if error is None else (error.rule or error.kind.value),
         )

@@ -4,12 +4,14 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from ca_server.core.audit import EventFactory
+from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.issuance import Issuance
 from ca_server.core.ocsp import OcspResponder, try_later
 from ca_server.core.ports import (
     AuditStore,
+    BlockKey,
     CreatedEab,
     CreateEab,
     DisableEab,
@@ -22,6 +24,7 @@ from ca_server.core.ports import (
     PublishCrl,
     Reload,
     Reloaded,
+    UnblockKey,
     Welcome,
 )
 from ca_server.core.revocation import OPERATOR, Revocation
@@ -147,6 +150,7 @@ class AdminService:
         revocation: Revocation,
         publisher: CrlPublisher,
         accounts: ExternalAccounts,
+        blocklist: Blocklist,
         reload: Callable[[str], Awaitable[tuple[str, ...]]],
         health: Callable[[], Awaitable[Health]],
         gate: WriteGate,
@@ -155,6 +159,7 @@ class AdminService:
         self._revocation = revocation
         self._publisher = publisher
         self._accounts = accounts
+        self._blocklist = blocklist
         self._reload = reload
         self._health = health
         self._gate = gate
@@ -186,6 +191,14 @@ class AdminService:
     async def disable_eab(self, request: DisableEab) -> Done:
         self._gate.check()
         return Done(await self._accounts.disable(request.kid, self._actor()))
+
+    async def block_key(self, request: BlockKey) -> Done:
+        self._gate.check()
+        return Done(await self._blocklist.block(request.spki_sha256, request.reason, self._actor()))
+
+    async def unblock_key(self, request: UnblockKey) -> Done:
+        self._gate.check()
+        return Done(await self._blocklist.unblock(request.spki_sha256, self._actor()))
 
     async def reload(self, request: Reload) -> Reloaded:  # noqa: ARG002 - the port gives each operation one argument
         return Reloaded(await self._reload(self._actor()))

@@ -143,6 +143,15 @@ class RevocationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockedKey:
+    """A public key that is certified no more, by the SHA-256 of its SubjectPublicKeyInfo."""
+
+    spki_sha256: bytes
+    reason: str
+    added_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class RevokedCertificate:
     """The result of a revocation that is committed."""
 

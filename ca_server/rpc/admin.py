@@ -5,6 +5,7 @@ from typing import cast
 
 from ca_server.core.ports import (
     AdminPort,
+    BlockKey,
     CreatedEab,
     CreateEab,
     DisableEab,
@@ -14,6 +15,7 @@ from ca_server.core.ports import (
     PublishCrl,
     Reload,
     Reloaded,
+    UnblockKey,
 )
 from ca_server.domain.certificates import Crl, RevocationRequest, RevokedCertificate
 from ca_server.rpc.client import PortClient
@@ -27,6 +29,8 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("publish_crl", PublishCrl, Crl, idempotent=True, timeout=120.0),
         Operation("create_eab", CreateEab, CreatedEab, idempotent=False),
         Operation("disable_eab", DisableEab, Done, idempotent=False),
+        Operation("block_key", BlockKey, Done, idempotent=False),
+        Operation("unblock_key", UnblockKey, Done, idempotent=False),
         Operation("reload", Reload, Reloaded, idempotent=True),
         Operation("ping", Ping, Health, idempotent=True, timeout=5.0),
     ),
@@ -55,6 +59,12 @@ class RpcAdminPort(AdminPort):
 
     async def disable_eab(self, request: DisableEab) -> Done:
         return cast(Done, await self._client.call("disable_eab", request))
+
+    async def block_key(self, request: BlockKey) -> Done:
+        return cast(Done, await self._client.call("block_key", request))
+
+    async def unblock_key(self, request: UnblockKey) -> Done:
+        return cast(Done, await self._client.call("unblock_key", request))
 
     async def reload(self, request: Reload) -> Reloaded:
         return cast(Reloaded, await self._client.call("reload", request))

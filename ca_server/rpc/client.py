@@ -129,11 +129,11 @@ class PortClient:
             raise self._unavailable("the connection to the core is closed")
         if self._pending >= self._max_pending:
             raise self._unavailable("too many requests wait for the core")
-        self._pending += 1
         rid = structlog.contextvars.get_contextvars().get("request_id", "")
         number = self._number = self._number + 1
         frame = encode_request(self._table, operation, number, argument, rid if isinstance(rid, str) else "")
         attempts = 2 if operation.idempotent else 1
+        self._pending += 1
         try:
             async with asyncio.timeout(operation.timeout if timeout is None else timeout):
                 while True:

@@ -6,8 +6,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from cryptography import x509
-from sqlalchemy import Connection, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, select
 
 from ca_server.domain.accounts import Account, AccountRegistered
 from ca_server.domain.audit import AuditEvent
@@ -15,45 +14,60 @@ from ca_server.domain.certificates import CertificateRecord, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_accounts import (
+    USED_NONCES,
     account_by_id,
     account_by_thumbprint,
     change_account,
     close_account,
     insert_account,
     prune_nonces,
-    use_nonce,
 )
+from ca_server.store.acme_authorizations import authorizations, move_authorization
 from ca_server.store.acme_challenges import (
     begin_challenge,
     challenge_by_id,
+    challenge_work,
     claim_challenges,
     finish_challenge,
+    keep_challenges,
     record_attempt,
 )
 from ca_server.store.acme_orders import (
-    authorization_ids_of,
-    authorizations,
     begin_finalize,
     claim_orders,
-    fail_order,
+    fail_orders,
+    fail_processing,
     insert_order,
+    of_authorization,
     order_by_id,
     order_ids,
+    order_work,
     prolong_order,
-    refresh_orders,
 )
+from ca_server.store.acme_retention import expired_orders, forget_orders
 from ca_server.store.acme_tables import acme_authorizations
 from ca_server.store.audit import insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
+from ca_server.store.claims import Once
 from ca_server.store.database import Database
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import Lessee, NonceUse
+from protocols.acme.ports import ChallengeWork, Lessee, NonceUse, OrderWork, Work
 
-__all__ = ["SqlAcmeStore", "account_by_thumbprint", "insert_account"]
+__all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
 T = TypeVar("T")
+
+
+def account_lock(account_id: str) -> str:
+    """Name of the lock under which an account's records change: two processes never do it at once."""
+    return f"acme-account:{account_id}"
+
+
+def key_lock(account: Account) -> str:
+    """Name of the lock under which a key gets its account."""
+    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
 
 
 class SqlAcmeStore:
@@ -63,38 +77,38 @@ class SqlAcmeStore:
         self._database = database
         self._tenant = tenant
 
-    async def _write(self, nonce: NonceUse | None, work: Callable[[Connection], T]) -> T:
-        """Do the work and use the nonce up with it; where the work's value is false, nothing was changed, nor is it."""
+    async def _write(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        account_id: str | None = None,
+        events: Sequence[AuditEvent] = (),
+        nonce: NonceUse | None = None,
+    ) -> T:
+        """Do the work for the account and use the nonce up; record the events where its value is not false."""
 
         def unit(connection: Connection) -> T:
             done = work(connection)
-            if done is not False:
-                use_nonce(connection, nonce)
-            return done
-
-        return await self._database.write(unit)
-
-    async def _change(self, nonce: NonceUse | None, events: Sequence[AuditEvent], work: Callable[[Connection], T]) -> T:
-        """Do the work and record the events, where its value is not false."""
-
-        def with_events(connection: Connection) -> T:
-            done = work(connection)
-            if done is not False:
+            if events and done is not False:
                 insert_events(connection, events)
             return done
 
-        return await self._write(nonce, with_events)
+        return await self._database.write(
+            unit,
+            locks=() if account_id is None else (account_lock(account_id),),
+            once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
+        )
 
     # --- Nonces and records ---------------------------------------------------------------------------------------
 
     async def consume_nonce(self, nonce: NonceUse) -> None:
-        await self._write(nonce, lambda _connection: None)
+        await self._write(lambda _connection: None, nonce=nonce)
 
     async def record(self, events: Sequence[AuditEvent], nonce: NonceUse | None) -> None:
-        await self._write(nonce, lambda connection: insert_events(connection, events))
+        await self._write(lambda _connection: None, events=events, nonce=nonce)
 
-    async def prune(self, nonces_before: datetime, limit: int) -> int:
-        return await self._database.write(lambda connection: prune_nonces(connection, nonces_before, limit))
+    async def prune(self, before: datetime, limit: int) -> int:
+        return await self._write(lambda connection: prune_nonces(connection, before, limit))
 
     # --- Accounts -------------------------------------------------------------------------------------------------
 
@@ -122,11 +136,8 @@ class SqlAcmeStore:
             insert_events(connection, events)
             return AccountRegistered(account, created=True)
 
-        try:
-            return await self._write(nonce, work)
-        except IntegrityError:
-            # Another node created the account at the same moment; now it is there to be found.
-            return await self._write(nonce, work)
+        once = None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at)
+        return await self._database.write(work, locks=(key_lock(account),), once=once)
 
     async def update_account(
         self,
@@ -141,16 +152,22 @@ class SqlAcmeStore:
             values["contacts"] = json.dumps(contacts)
         if terms_agreed_at is not None:
             values["terms_agreed_at"] = terms_agreed_at
-        return await self._change(nonce, events, lambda connection: change_account(connection, account_id, values))
+        return await self._write(
+            lambda connection: change_account(connection, account_id, values),
+            account_id=account_id,
+            events=events,
+            nonce=nonce,
+        )
 
     async def deactivate_account(
-        self,
-        account_id: str,
-        now: datetime,  # noqa: ARG002 - the port tells when, for stores that keep it
-        events: Sequence[AuditEvent],
-        nonce: NonceUse | None,
+        self, account_id: str, error: bytes, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> Account:
-        return await self._change(nonce, events, lambda connection: close_account(connection, account_id))
+        return await self._write(
+            lambda connection: close_account(connection, account_id, error, self._tenant),
+            account_id=account_id,
+            events=events,
+            nonce=nonce,
+        )
 
     # --- Orders ---------------------------------------------------------------------------------------------------
 
@@ -162,34 +179,51 @@ class SqlAcmeStore:
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Order:
-        return await self._change(
-            nonce, events, lambda connection: insert_order(connection, order, candidates, max_open)
+        return await self._write(
+            lambda connection: insert_order(connection, order, candidates, max_open),
+            account_id=order.account_id,
+            events=events,
+            nonce=nonce,
         )
 
     async def order(self, order_id: str) -> Order | None:
         return await self._database.glance(lambda connection: order_by_id(connection, order_id, self._tenant))
 
+    async def order_work(self, order_id: str) -> OrderWork | None:
+        return await self._database.glance(lambda connection: order_work(connection, order_id, self._tenant))
+
     async def orders_of(self, account_id: str, after: str | None, limit: int) -> tuple[str, ...]:
         return await self._database.read(lambda connection: order_ids(connection, account_id, after, limit))
 
-    async def begin_finalize(self, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None) -> bool:
+    async def begin_finalize(
+        self, account_id: str, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None
+    ) -> bool:
         return await self._write(
-            nonce,
             lambda connection: begin_finalize(connection, order_id, csr_der, lessee),
+            account_id=account_id,
+            nonce=nonce,
         )
 
-    async def claim_orders(self, lessee: Lessee, limit: int, node: str | None = None) -> tuple[str, ...]:
-        return await self._database.write(
-            lambda connection: claim_orders(connection, lessee, limit, self._tenant, node)
+    async def claim_orders(self, lessee: Lessee, limit: int, *, restarted: bool = False) -> tuple[Work, ...]:
+        return await self._write(
+            lambda connection: claim_orders(connection, lessee, limit, self._tenant, restarted=restarted)
         )
 
-    async def prolong_order(self, order_id: str, lessee: Lessee) -> bool:
-        return await self._database.write(lambda connection: prolong_order(connection, order_id, lessee))
+    async def prolong_order(self, account_id: str, order_id: str, lessee: Lessee) -> bool:
+        return await self._write(lambda connection: prolong_order(connection, order_id, lessee), account_id=account_id)
 
-    async def fail_order(self, order_id: str, error: bytes, events: Sequence[AuditEvent]) -> bool:
-        return await self._change(
-            None, events, lambda connection: fail_order(connection, order_id, error, self._tenant)
+    async def fail_order(self, account_id: str, order_id: str, error: bytes, events: Sequence[AuditEvent]) -> bool:
+        return await self._write(
+            lambda connection: fail_processing(connection, order_id, error, self._tenant),
+            account_id=account_id,
+            events=events,
         )
+
+    async def expired_orders(self, before: datetime, limit: int) -> tuple[str, ...]:
+        return await self._database.read(lambda connection: expired_orders(connection, before, self._tenant, limit))
+
+    async def forget_orders(self, order_ids: Sequence[str]) -> None:
+        await self._database.write(lambda connection: forget_orders(connection, order_ids), locks=("acme-retention",))
 
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
@@ -197,64 +231,71 @@ class SqlAcmeStore:
         found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))
         return found[0] if found else None
 
-    async def authorizations_of_order(self, order_id: str) -> tuple[Authorization, ...]:
-        return await self._database.glance(
-            lambda connection: authorizations(connection, authorization_ids_of(connection, order_id))
-        )
-
     async def challenge(self, challenge_id: str) -> tuple[Challenge, Authorization] | None:
         return await self._database.glance(lambda connection: challenge_by_id(connection, challenge_id))
 
+    async def challenge_work(self, challenge_id: str) -> ChallengeWork | None:
+        return await self._database.read(lambda connection: challenge_work(connection, challenge_id))
+
     async def deactivate_authorization(
         self,
+        account_id: str,
         authorization_id: str,
-        now: datetime,  # noqa: ARG002 - the port tells when, for stores that keep it
+        error: bytes,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
-            done = connection.execute(
-                update(acme_authorizations)
-                .where(
-                    acme_authorizations.c.id == authorization_id,
-                    acme_authorizations.c.status.in_(
-                        (AuthorizationStatus.PENDING.value, AuthorizationStatus.VALID.value)
-                    ),
-                )
-                .values(status=AuthorizationStatus.DEACTIVATED.value)
-            )
-            if done.rowcount == 1:
-                refresh_orders(connection, authorization_id, failed=True)
+            if move_authorization(connection, authorization_id, AuthorizationStatus.DEACTIVATED):
+                fail_orders(connection, of_authorization(authorization_id), error, self._tenant)
                 insert_events(connection, events)
             found = authorizations(connection, [authorization_id])
             if not found:
                 raise CaError(ErrorKind.NOT_FOUND, "there is no such authorization")
             return found[0]
 
-        return await self._write(nonce, work)
+        return await self._write(work, account_id=account_id, nonce=nonce)
 
-    async def begin_challenge(self, challenge_id: str, lessee: Lessee, nonce: NonceUse | None) -> bool:
-        return await self._write(nonce, lambda connection: begin_challenge(connection, challenge_id, lessee))
+    async def begin_challenge(
+        self, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int, nonce: NonceUse | None
+    ) -> bool:
+        return await self._write(
+            lambda connection: begin_challenge(connection, account_id, challenge_id, lessee, max_processing),
+            account_id=account_id,
+            nonce=nonce,
+        )
 
-    async def claim_challenges(self, lessee: Lessee, limit: int, node: str | None = None) -> tuple[str, ...]:
-        return await self._database.write(lambda connection: claim_challenges(connection, lessee, limit, node))
+    async def claim_challenges(
+        self, lessee: Lessee, limit: int, error: bytes, *, restarted: bool = False
+    ) -> tuple[Work, ...]:
+        return await self._write(
+            lambda connection: claim_challenges(connection, lessee, limit, error, restarted=restarted)
+        )
 
-    async def record_attempt(self, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
-        return await self._database.write(lambda connection: record_attempt(connection, challenge_id, lessee, error))
+    async def keep_challenges(self, lessee: Lessee, works: Sequence[Work]) -> frozenset[str]:
+        return await self._database.write(
+            lambda connection: keep_challenges(connection, lessee, [work.id for work in works]),
+            locks=[account_lock(work.account_id) for work in works],
+        )
+
+    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+        return await self._write(
+            lambda connection: record_attempt(connection, challenge_id, lessee, error), account_id=account_id
+        )
 
     async def finish_challenge(
         self,
-        challenge_id: str,
+        work: ChallengeWork,
         holder: str,
         error: bytes | None,
         now: datetime,
         valid_until: datetime,
         events: Sequence[AuditEvent],
     ) -> bool:
-        return await self._change(
-            None,
-            events,
-            lambda connection: finish_challenge(connection, challenge_id, holder, error, now, valid_until),
+        return await self._write(
+            lambda connection: finish_challenge(connection, work, holder, error, now, valid_until, self._tenant),
+            account_id=work.authorization.account_id,
+            events=events,
         )
 
     async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:

@@ -8,34 +8,27 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.store.acme_tables import (
-    acme_accounts,
-    acme_authorizations,
-    acme_nonces,
-    acme_orders,
-)
-from ca_server.store.statements import Prepared, insert_or_ignore
+from ca_server.store.acme_orders import fail_orders
+from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_nonces, acme_orders
+from ca_server.store.claims import OnceTable
+from ca_server.store.statements import Prepared
 from ca_server.store.types import AnyRow
-from protocols.acme.model import AuthorizationStatus, OrderStatus
-from protocols.acme.ports import NonceReplayedError, NonceUse
+from protocols.acme.model import AuthorizationStatus, sources_of
+from protocols.acme.ports import NonceReplayedError
 
-_USE_NONCE = Prepared(insert_or_ignore(acme_nonces, ("nonce", "issued_at")))
+USED_NONCES = OnceTable(acme_nonces, acme_nonces.c.nonce, acme_nonces.c.expires_at, NonceReplayedError)
+
 _BY_ID = Prepared(select(acme_accounts).where(acme_accounts.c.id == bindparam("account_id")))
-
-
-def use_nonce(connection: Connection, nonce: NonceUse | None) -> None:
-    """Use a nonce up. NonceReplayedError where it was used before, by whomever."""
-    if nonce is None:
-        return
-    done = _USE_NONCE.execute(connection, {"nonce": nonce.nonce, "issued_at": nonce.issued_at})
-    if done.rowcount != 1:
-        raise NonceReplayedError
+_BY_THUMBPRINT = select(acme_accounts).where(
+    acme_accounts.c.tenant == bindparam("of_tenant"), acme_accounts.c.key_thumbprint == bindparam("thumbprint")
+)
 
 
 def prune_nonces(connection: Connection, before: datetime, limit: int) -> int:
-    """Forget nonces that are too old to be accepted anyway."""
-    old = select(acme_nonces.c.nonce).where(acme_nonces.c.issued_at < before).limit(limit)
-    return connection.execute(delete(acme_nonces).where(acme_nonces.c.nonce.in_(old))).rowcount
+    """Forget nonces that are too old to be accepted anyway; what another process forgets just now is left to it."""
+    old = select(acme_nonces.c.nonce).where(acme_nonces.c.expires_at < before).limit(limit)
+    found = old.with_for_update(skip_locked=True)
+    return connection.execute(delete(acme_nonces).where(acme_nonces.c.nonce.in_(found))).rowcount
 
 
 def account_of(row: AnyRow) -> Account:
@@ -75,9 +68,7 @@ def insert_account(connection: Connection, account: Account) -> None:
 
 def account_by_thumbprint(connection: Connection, tenant: str, thumbprint: str) -> Account | None:
     """An account by its key."""
-    row = connection.execute(
-        select(acme_accounts).where(acme_accounts.c.tenant == tenant, acme_accounts.c.key_thumbprint == thumbprint)
-    ).first()
+    row = connection.execute(_BY_THUMBPRINT, {"of_tenant": tenant, "thumbprint": thumbprint}).first()
     return None if row is None else account_of(row)
 
 
@@ -103,23 +94,16 @@ def change_account(connection: Connection, account_id: str, values: dict[str, An
     return account
 
 
-def close_account(connection: Connection, account_id: str) -> Account:
-    """Deactivate an account with its authorizations and unfinished orders (RFC 8555 section 7.3.6)."""
+def close_account(connection: Connection, account_id: str, error: bytes, tenant: str) -> Account:
+    """Deactivate an account with its authorizations (RFC 8555 section 7.3.6); what it has not got yet it never gets."""
     account = change_account(connection, account_id, {"status": AccountStatus.DEACTIVATED.value})
     connection.execute(
         update(acme_authorizations)
         .where(
             acme_authorizations.c.account_id == account_id,
-            acme_authorizations.c.status.in_((AuthorizationStatus.PENDING.value, AuthorizationStatus.VALID.value)),
+            acme_authorizations.c.status.in_(sources_of(AuthorizationStatus.DEACTIVATED)),
         )
         .values(status=AuthorizationStatus.DEACTIVATED.value)
     )
-    connection.execute(
-        update(acme_orders)
-        .where(
-            acme_orders.c.account_id == account_id,
-            acme_orders.c.status.in_((OrderStatus.PENDING.value, OrderStatus.READY.value)),
-        )
-        .values(status=OrderStatus.INVALID.value)
-    )
+    fail_orders(connection, acme_orders.c.account_id == account_id, error, tenant)
     return account

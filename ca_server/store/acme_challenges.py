@@ -1,22 +1,40 @@
 """ACME challenges under lease, inside a transaction."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, select, update
+from sqlalchemy import Connection, and_, bindparam, func, literal_column, select, update
 
-from ca_server.store.acme_orders import authorizations, challenge_of, is_free, refresh_orders
-from ca_server.store.acme_tables import acme_authorizations, acme_challenges
-from ca_server.store.statements import Prepared
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus
-from protocols.acme.ports import Lessee
+from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.acme_authorizations import (
+    authorization_of,
+    authorizations,
+    challenge_of,
+    make_valid,
+    move_authorization,
+)
+from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
+from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
+from ca_server.store.statements import Prepared, is_one_of
+from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
-_BY_ID = Prepared(select(acme_challenges).where(acme_challenges.c.id == bindparam("of_challenge")))
+_BY_ID = Prepared(select(acme_challenges).where(acme_challenges.c.id == bindparam("challenge_id")))
+_THUMBPRINT = select(acme_accounts.c.key_thumbprint).where(acme_accounts.c.id == bindparam("account_id"))
+_AUTHORIZATION = select(acme_authorizations).where(acme_authorizations.c.id == bindparam("authorization_id"))
+_COUNT_PROCESSING = Prepared(
+    select(func.count())
+    .select_from(acme_challenges)
+    # Written out, so that the database sees that its partial index serves.
+    .where(acme_challenges.c.account_id == bindparam("of_account"), literal_column("status = 'processing'"))
+)
 _BEGIN = Prepared(
     update(acme_challenges)
     .where(
-        acme_challenges.c.id == bindparam("of_challenge"),
-        acme_challenges.c.status == ChallengeStatus.PENDING.value,
+        acme_challenges.c.id == bindparam("challenge_id"),
+        is_one_of(acme_challenges.c.status, sources_of(ChallengeStatus.PROCESSING)),
         select(acme_authorizations.c.id)
         .where(
             acme_authorizations.c.id == acme_challenges.c.authorization_id,
@@ -25,76 +43,150 @@ _BEGIN = Prepared(
         )
         .exists(),
     )
-    .values(status=_PROCESSING, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
+    .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
 )
-_FINISH = Prepared(
-    update(acme_challenges)
+
+
+def _finish(target: ChallengeStatus, *conditions: Any) -> Prepared:
+    return Prepared(
+        update(acme_challenges)
+        .where(
+            acme_challenges.c.id == bindparam("challenge_id"),
+            is_one_of(acme_challenges.c.status, sources_of(target)),
+            acme_challenges.c.lease_holder == bindparam("of_holder"),
+            *conditions,
+        )
+        .values(
+            status=target.value,
+            error=bindparam("with_error"),
+            validated_at=bindparam("at"),
+            lease_holder=None,
+            lease_until=None,
+        )
+    )
+
+
+_FINISH_VALID = _finish(
+    ChallengeStatus.VALID,
+    select(acme_authorizations.c.id)
     .where(
-        acme_challenges.c.id == bindparam("of_challenge"),
-        acme_challenges.c.status == _PROCESSING,
-        acme_challenges.c.lease_holder == bindparam("of_holder"),
+        acme_authorizations.c.id == bindparam("authorization_id"),
+        is_one_of(acme_authorizations.c.status, sources_of(AuthorizationStatus.VALID)),
+        acme_authorizations.c.expires_at > bindparam("now"),
     )
-    .values(
-        status=bindparam("to_status"),
-        error=bindparam("with_error"),
-        attempts=acme_challenges.c.attempts + 1,
-        validated_at=bindparam("at"),
-        lease_holder=None,
-        lease_until=None,
-    )
-    .returning(acme_challenges.c.authorization_id)
+    .exists(),
 )
-_IS_PENDING = and_(
-    acme_authorizations.c.id == bindparam("of_authorization"),
-    acme_authorizations.c.status == AuthorizationStatus.PENDING.value,
-)
-_MAKE_VALID = Prepared(
-    update(acme_authorizations)
-    .where(_IS_PENDING)
-    .values(status=AuthorizationStatus.VALID.value, expires_at=bindparam("valid_until"))
-)
-_MAKE_INVALID = Prepared(
-    update(acme_authorizations).where(_IS_PENDING).values(status=AuthorizationStatus.INVALID.value)
-)
+_FINISH_INVALID = _finish(ChallengeStatus.INVALID)
 
 
 def challenge_by_id(connection: Connection, challenge_id: str) -> tuple[Challenge, Authorization] | None:
     """A challenge with its authorization."""
-    row = _BY_ID.execute(connection, {"of_challenge": challenge_id}).first()
+    row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
     if row is None:
         return None
     (authorization,) = authorizations(connection, [row.authorization_id])
     return challenge_of(row), authorization
 
 
-def begin_challenge(connection: Connection, challenge_id: str, lessee: Lessee) -> bool:
-    """Take a pending challenge of a pending, unexpired authorization to processing."""
+def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork | None:
+    """A challenge in processing with what its validation needs."""
+    row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
+    if row is None or row.status != _PROCESSING:
+        return None
+    of = connection.execute(_AUTHORIZATION, {"authorization_id": row.authorization_id}).one()
+    thumbprint = connection.execute(_THUMBPRINT, {"account_id": of.account_id}).scalar_one()
+    return ChallengeWork(challenge_of(row), authorization_of(of, ()), thumbprint)
+
+
+def begin_challenge(
+    connection: Connection, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int
+) -> bool:
+    """Take a pending challenge of a pending, unexpired authorization to processing. RATE_LIMITED at the maximum."""
+    if _COUNT_PROCESSING.execute(connection, {"of_account": account_id}).one()[0] >= max_processing:
+        raise CaError(
+            ErrorKind.RATE_LIMITED,
+            f"{max_processing} challenges of the account are being validated; wait for some of them",
+            rule="acme.max_validations",
+            retry_after=10,
+        )
     parameters = {
-        "of_challenge": challenge_id,
+        "challenge_id": challenge_id,
         "now": lessee.now,
         "for_holder": lessee.holder,
-        "until": lessee.now + lessee.duration,
+        "until": lessee.until,
     }
     return _BEGIN.execute(connection, parameters).rowcount == 1
 
 
-def claim_challenges(connection: Connection, lessee: Lessee, limit: int, node: str | None) -> tuple[str, ...]:
-    """Take over challenges whose lease ran out, or that another process of `node` holds."""
-    due = and_(acme_challenges.c.status == _PROCESSING, is_free(acme_challenges, lessee, node))
-    taken = []
-    for challenge_id in connection.execute(select(acme_challenges.c.id).where(due).limit(limit)).scalars().all():
-        done = connection.execute(
-            update(acme_challenges)
-            .where(due, acme_challenges.c.id == challenge_id)
-            .values(lease_holder=lessee.holder, lease_until=lessee.now + lessee.duration)
+def claim_challenges(
+    connection: Connection, lessee: Lessee, limit: int, error: bytes, *, restarted: bool
+) -> tuple[Work, ...]:
+    """Take over challenges whose lease is free, the accounts in turn; give up those that can't succeed any more."""
+    due = and_(acme_challenges.c.status == _PROCESSING, is_free(acme_challenges, lessee, restarted=restarted))
+    turns = (
+        select(
+            acme_challenges.c.id,
+            func.row_number()
+            .over(partition_by=acme_challenges.c.account_id, order_by=acme_challenges.c.lease_until)
+            .label("turn"),
         )
-        if done.rowcount == 1:
-            taken.append(challenge_id)
+        .where(due)
+        .subquery()
+    )
+    first = select(turns.c.id).order_by(turns.c.turn, turns.c.id).limit(limit)
+    ids = connection.execute(first).scalars().all()
+    if not ids:
+        return ()
+    found = connection.execute(
+        select(
+            acme_challenges.c.id,
+            acme_challenges.c.account_id,
+            acme_challenges.c.attempts,
+            acme_authorizations.c.status,
+            acme_authorizations.c.expires_at,
+        )
+        .join(acme_authorizations, acme_authorizations.c.id == acme_challenges.c.authorization_id)
+        .where(acme_challenges.c.id.in_(ids), due)
+        .with_for_update(skip_locked=True, of=acme_challenges)
+    ).all()
+    taken, given_up = [], []
+    for row in found:
+        if row.status == AuthorizationStatus.PENDING.value and row.expires_at > lessee.now:
+            taken.append(Work(row.id, row.account_id, row.attempts + 1))
+        else:
+            given_up.append(row.id)
+    if taken:
+        connection.execute(
+            update(acme_challenges)
+            .where(acme_challenges.c.id.in_([work.id for work in taken]))
+            .values(attempts=acme_challenges.c.attempts + 1, lease_holder=lessee.holder, lease_until=lessee.until)
+        )
+    if given_up:
+        connection.execute(
+            update(acme_challenges)
+            .where(
+                acme_challenges.c.id.in_(given_up), acme_challenges.c.status.in_(sources_of(ChallengeStatus.INVALID))
+            )
+            .values(status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None)
+        )
     return tuple(taken)
 
 
+def keep_challenges(connection: Connection, lessee: Lessee, challenge_ids: Sequence[str]) -> frozenset[str]:
+    """Prolong the leases that the holder still has."""
+    own = and_(
+        acme_challenges.c.id.in_(challenge_ids),
+        acme_challenges.c.status == _PROCESSING,
+        acme_challenges.c.lease_holder == lessee.holder,
+    )
+    locked = select(acme_challenges.c.id).where(own).order_by(acme_challenges.c.id).with_for_update()
+    kept = frozenset(connection.execute(locked).scalars())
+    connection.execute(update(acme_challenges).where(acme_challenges.c.id.in_(kept)).values(lease_until=lessee.until))
+    return kept
+
+
 def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
-    """Keep what a failed attempt saw; the challenge stays in processing."""
+    """Keep what a failed attempt saw, and count the next; the challenge stays in processing."""
     done = connection.execute(
         update(acme_challenges)
         .where(
@@ -102,37 +194,38 @@ def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, er
             acme_challenges.c.status == _PROCESSING,
             acme_challenges.c.lease_holder == lessee.holder,
         )
-        .values(attempts=acme_challenges.c.attempts + 1, error=error, lease_until=lessee.now + lessee.duration)
+        .values(attempts=acme_challenges.c.attempts + 1, error=error, lease_until=lessee.until)
     )
     return done.rowcount == 1
 
 
 def finish_challenge(
     connection: Connection,
-    challenge_id: str,
+    work: ChallengeWork,
     holder: str,
     error: bytes | None,
     now: datetime,
     valid_until: datetime,
+    tenant: str,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
-    finished = _FINISH.execute(
-        connection,
-        {
-            "of_challenge": challenge_id,
-            "of_holder": holder,
-            "to_status": (ChallengeStatus.VALID if error is None else ChallengeStatus.INVALID).value,
-            "with_error": error,
-            "at": now if error is None else None,
-        },
-    ).first()
-    if finished is None:
-        return False
-    parameters = {"of_authorization": finished.authorization_id}
+    authorization_id = work.authorization.id
+    parameters = {
+        "challenge_id": work.challenge.id,
+        "of_holder": holder,
+        "with_error": error,
+        "at": now if error is None else None,
+    }
     if error is None:
-        settled = _MAKE_VALID.execute(connection, parameters | {"valid_until": valid_until})
+        done = _FINISH_VALID.execute(connection, parameters | {"authorization_id": authorization_id, "now": now})
     else:
-        settled = _MAKE_INVALID.execute(connection, parameters)
-    if settled.rowcount == 1:
-        refresh_orders(connection, finished.authorization_id, failed=error is not None)
+        done = _FINISH_INVALID.execute(connection, parameters)
+    if done.rowcount != 1:
+        return False
+    if error is None:
+        make_valid(connection, authorization_id, valid_until)
+        make_ready(connection, authorization_id)
+    # An authorization that another challenge made valid stays so.
+    elif move_authorization(connection, authorization_id, AuthorizationStatus.INVALID):
+        fail_orders(connection, of_authorization(authorization_id), error, tenant)
     return True

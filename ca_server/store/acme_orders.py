@@ -1,139 +1,103 @@
-"""ACME orders and authorizations, inside a transaction."""
+"""ACME orders, inside a transaction."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Table,
-    and_,
-    bindparam,
-    exists,
-    func,
-    insert,
-    literal_column,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Table, and_, bindparam, exists, func, insert, literal_column, or_, select, update
 
+from ca_server.domain.accounts import AccountStatus
 from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
-from ca_server.store.acme_tables import (
-    acme_authorizations,
-    acme_challenges,
-    acme_order_links,
-    acme_orders,
-)
-from ca_server.store.certificates import issued_for
-from ca_server.store.statements import Prepared
-from ca_server.store.tables import certificates, enrollments
-from ca_server.store.types import AnyRow
+from ca_server.store.acme_authorizations import authorizations, insert_authorizations, reusable
+from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
+from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
+from ca_server.store.statements import Prepared, is_one_of
+from ca_server.store.tables import certificates, enrollments, intents
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
-    Challenge,
-    ChallengeStatus,
     Order,
     OrderIdentifier,
     OrderStatus,
     sources_of,
 )
-from protocols.acme.ports import Lessee
+from protocols.acme.ports import Lessee, OrderWork, Work
 
 _LINKS = acme_order_links
-_OPEN = (OrderStatus.PENDING.value, OrderStatus.READY.value)
+_PROCESSING = OrderStatus.PROCESSING.value
 _LEAST_REMAINING = timedelta(minutes=5)
 """An authorization that expires sooner is not reused: its order would leave a client no time."""
-
-
-def _insertion(table: Table, *without: str) -> Prepared:
-    return Prepared(
-        insert(table).values({name: bindparam(name) for name in table.columns.keys() if name not in without})  # noqa: SIM118
-    )
-
-
-def _is_one_of(column: Any, values: Iterable[str]) -> Any:
-    """`IN` with constants, for prepared statements."""
-    return or_(*(column == value for value in values))
-
+_MARKED_AT_ONCE = 1_000
 
 _COUNT_OPEN = Prepared(
-    select(func.count().label("open_orders"))
+    select(func.count())
     .select_from(acme_orders)
     .where(
         acme_orders.c.account_id == bindparam("of_account"),
-        # Written out, not bound: so the database sees that its partial index serves.
+        # Written out, so that the database sees that its partial index serves.
         literal_column("status IN ('pending', 'ready')"),
         acme_orders.c.expires_at > bindparam("now"),
     )
 )
-_INSERT_ORDER = _insertion(acme_orders, "number", "lease_holder", "lease_until", "csr", "error")
-_INSERT_LINK = _insertion(_LINKS)
-_INSERT_AUTHORIZATION = _insertion(acme_authorizations)
-_INSERT_CHALLENGE = _insertion(acme_challenges, "validated_at", "lease_holder", "lease_until", "error")
-_REUSABLE = Prepared(
-    select(acme_authorizations.c.id, acme_authorizations.c.expires_at)
-    .where(
-        acme_authorizations.c.account_id == bindparam("of_account"),
-        acme_authorizations.c.value == bindparam("of_value"),
-        acme_authorizations.c.type == bindparam("of_type"),
-        acme_authorizations.c.wildcard == bindparam("is_wildcard"),
-        acme_authorizations.c.status == AuthorizationStatus.VALID.value,
-        acme_authorizations.c.expires_at > bindparam("until"),
-    )
-    .order_by(acme_authorizations.c.expires_at.desc())
-    .limit(literal_column("1"))
-    .with_for_update(read=True)
+_NEW = (
+    "id",
+    "account_id",
+    "profile",
+    "profile_hash",
+    "status",
+    "created_at",
+    "expires_at",
+    "not_before",
+    "not_after",
+    "source",
+    "request_id",
+    "identifiers",
+    "authorization_ids",
 )
-_ORDER = Prepared(select(acme_orders).where(acme_orders.c.id == bindparam("of_order")))
-_LINKS_OF = Prepared(
-    select(_LINKS.c.authorization_id).where(_LINKS.c.order_id == bindparam("of_order")).order_by(_LINKS.c.position)
-)
-_AUTHORIZATION = Prepared(select(acme_authorizations).where(acme_authorizations.c.id == bindparam("of_authorization")))
-_CHALLENGES_OF = Prepared(
-    select(acme_challenges)
-    .where(acme_challenges.c.authorization_id == bindparam("of_authorization"))
-    .order_by(acme_challenges.c.type, acme_challenges.c.id)
-)
+_INSERT = Prepared(insert(acme_orders).values({name: bindparam(name) for name in _NEW}))
+_INSERT_LINK = Prepared(insert(_LINKS).values({column.name: bindparam(column.name) for column in _LINKS.columns}))
+_BY_ID = Prepared(select(acme_orders).where(acme_orders.c.id == bindparam("order_id")))
 _BEGIN_FINALIZE = Prepared(
     update(acme_orders)
     .where(
-        acme_orders.c.id == bindparam("of_order"),
-        _is_one_of(acme_orders.c.status, sources_of(OrderStatus.PROCESSING)),
+        acme_orders.c.id == bindparam("order_id"),
+        is_one_of(acme_orders.c.status, sources_of(OrderStatus.PROCESSING)),
     )
     .values(
-        status=OrderStatus.PROCESSING.value,
+        status=_PROCESSING,
         csr=bindparam("with_csr"),
         lease_holder=bindparam("for_holder"),
         lease_until=bindparam("until"),
     )
 )
-_WAITING = select(_LINKS.c.order_id).where(_LINKS.c.authorization_id == bindparam("of_authorization"))
-_LOCK_WAITING = (
-    select(acme_orders.c.id).where(acme_orders.c.id.in_(_WAITING)).order_by(acme_orders.c.id).with_for_update()
+_NEEDS_IT = acme_orders.c.id.in_(
+    select(_LINKS.c.order_id).where(_LINKS.c.authorization_id == bindparam("authorization_id"))
 )
-_INVALIDATE_WAITING = Prepared(
+_MAKE_READY = Prepared(
     update(acme_orders)
-    .where(acme_orders.c.id.in_(_WAITING), _is_one_of(acme_orders.c.status, _OPEN))
-    .values(status=OrderStatus.INVALID.value)
-)
-_UNFINISHED = exists(
-    select(_LINKS.c.order_id)
-    .join(acme_authorizations, acme_authorizations.c.id == _LINKS.c.authorization_id)
     .where(
-        _LINKS.c.order_id == acme_orders.c.id,
-        acme_authorizations.c.status != AuthorizationStatus.VALID.value,
+        _NEEDS_IT,
+        is_one_of(acme_orders.c.status, sources_of(OrderStatus.READY)),
+        ~exists(
+            select(_LINKS.c.order_id)
+            .join(acme_authorizations, acme_authorizations.c.id == _LINKS.c.authorization_id)
+            .where(
+                _LINKS.c.order_id == acme_orders.c.id,
+                acme_authorizations.c.status != AuthorizationStatus.VALID.value,
+            )
+        ),
     )
-)
-_READY_WAITING = Prepared(
-    update(acme_orders)
-    .where(acme_orders.c.id.in_(_WAITING), acme_orders.c.status == OrderStatus.PENDING.value, ~_UNFINISHED)
     .values(status=OrderStatus.READY.value)
+)
+_ACCOUNT_STATUS = Prepared(select(acme_accounts.c.status).where(acme_accounts.c.id == bindparam("account_id")))
+_IS_LIVE = Prepared(
+    select(intents.c.id)
+    .join(enrollments, enrollments.c.id == intents.c.enrollment_id)
+    .where(IS_ENROLLMENT, intents.c.state == "reserved")
 )
 
 
@@ -142,13 +106,16 @@ def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) ->
     return EnrollmentKey(Protocol.ACME, profile, account_id, order_id, tenant=tenant)
 
 
-# --- Orders -------------------------------------------------------------------------------------------------------
+# --- New orders ---------------------------------------------------------------------------------------------------
 
 
 def insert_order(connection: Connection, order: Order, candidates: Sequence[Authorization], max_open: int) -> Order:
-    """Create an order, with valid authorizations of the account reused. RATE_LIMITED at `max_open`."""
+    """Create an order, with valid authorizations of the account reused. RATE_LIMITED at `max_open`.
+
+    The number of statements does not grow with the number of names.
+    """
     parameters = {"of_account": order.account_id, "now": order.created_at}
-    open_orders: int = _COUNT_OPEN.execute(connection, parameters).one().open_orders
+    open_orders = _COUNT_OPEN.execute(connection, parameters).one()[0]
     if open_orders >= max_open:
         raise CaError(
             ErrorKind.RATE_LIMITED,
@@ -156,74 +123,56 @@ def insert_order(connection: Connection, order: Order, candidates: Sequence[Auth
             rule="acme.max_open_orders",
             retry_after=300,
         )
-    chosen = []
-    all_valid = True
+    standing = reusable(connection, candidates, order.created_at + _LEAST_REMAINING)
+    chosen: list[str] = []
+    made: list[Authorization] = []
     expires_at = order.expires_at
     for candidate in candidates:
-        standing = _reusable(connection, candidate, order.created_at + _LEAST_REMAINING)
-        if standing is None:
-            insert_authorization(connection, candidate)
-            all_valid = False
+        found = standing.get((candidate.identifier, candidate.wildcard))
+        if found is None:
+            made.append(candidate)
             chosen.append(candidate.id)
         else:
-            # What the order stands on must not expire before it: nothing looks at an authorization again.
-            expires_at = min(expires_at, standing.expires_at)
-            chosen.append(standing.id)
+            # What the order stands on must not expire before it.
+            chosen.append(found[0])
+            expires_at = min(expires_at, found[1])
+    insert_authorizations(connection, made)
     created = replace(
         order,
-        status=OrderStatus.READY if all_valid else OrderStatus.PENDING,
+        status=OrderStatus.PENDING if made else OrderStatus.READY,
         expires_at=expires_at,
         authorization_ids=tuple(chosen),
     )
-    _INSERT_ORDER.execute(connection, _order_values(created))
-    links = [
-        {"order_id": order.id, "position": position, "authorization_id": authorization_id}
-        for position, authorization_id in enumerate(chosen)
-    ]
-    _INSERT_LINK.execute_many(connection, links)
+    _INSERT.execute(connection, _order_values(created))
+    _INSERT_LINK.execute_many(
+        connection,
+        [
+            {"order_id": order.id, "position": position, "authorization_id": authorization_id}
+            for position, authorization_id in enumerate(chosen)
+        ],
+    )
     return created
 
 
 def _order_values(order: Order) -> dict[str, Any]:
     identifiers = [[item.identifier.type.value, item.identifier.value, item.sent] for item in order.identifiers]
-    return {
-        "id": order.id,
-        "account_id": order.account_id,
-        "profile": order.profile,
-        "profile_hash": order.profile_hash,
+    return {name: getattr(order, name) for name in _NEW} | {
         "status": order.status.value,
-        "created_at": order.created_at,
-        "expires_at": order.expires_at,
-        "not_before": order.not_before,
-        "not_after": order.not_after,
-        "source": order.source,
-        "request_id": order.request_id,
         "identifiers": json.dumps(identifiers, separators=(",", ":")).encode(),
+        "authorization_ids": json.dumps(order.authorization_ids, separators=(",", ":")).encode(),
     }
 
 
-def _reusable(connection: Connection, candidate: Authorization, until: datetime) -> Any | None:
-    """A valid authorization for the same name; it is not deactivated before this transaction ends."""
-    return _REUSABLE.execute(
-        connection,
-        {
-            "of_account": candidate.account_id,
-            "of_value": candidate.identifier.value,
-            "of_type": candidate.identifier.type.value,
-            "is_wildcard": candidate.wildcard,
-            "until": until,
-        },
-    ).first()
+# --- Reading ------------------------------------------------------------------------------------------------------
 
 
 def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | None:
-    """An order with its authorizations and certificate."""
-    row = _ORDER.execute(connection, {"of_order": order_id}).first()
+    """An order with its certificate."""
+    row = _BY_ID.execute(connection, {"order_id": order_id}).first()
     if row is None:
         return None
-    links = authorization_ids_of(connection, order_id)
     certificate = None
-    if row.status in {OrderStatus.PROCESSING.value, OrderStatus.VALID.value}:
+    if row.csr is not None:
         certificate = issued_for(connection, enrollment_key(row.profile, row.account_id, row.id, tenant))
     return Order(
         id=row.id,
@@ -241,11 +190,27 @@ def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | N
         not_after=row.not_after,
         csr_der=row.csr,
         error=row.error,
-        authorization_ids=links,
+        authorization_ids=tuple(json.loads(row.authorization_ids)),
         certificate=certificate,
         source=row.source,
         request_id=row.request_id,
         lease_until=row.lease_until,
+    )
+
+
+def order_work(connection: Connection, order_id: str, tenant: str) -> OrderWork | None:
+    """An order with what decides whether it may be issued."""
+    order = order_by_id(connection, order_id, tenant)
+    if order is None:
+        return None
+    key = enrollment_key(order.profile, order.account_id, order.id, tenant)
+    return OrderWork(
+        order=order,
+        account_status=AccountStatus(
+            _ACCOUNT_STATUS.execute(connection, {"account_id": order.account_id}).one().status
+        ),
+        authorizations=authorizations(connection, order.authorization_ids),
+        is_live=_IS_LIVE.execute(connection, enrollment_parameters(key)).first() is not None,
     )
 
 
@@ -258,18 +223,22 @@ def order_ids(connection: Connection, account_id: str, after: str | None, limit:
     return tuple(connection.execute(query.order_by(acme_orders.c.number).limit(limit)).scalars())
 
 
+# --- States -------------------------------------------------------------------------------------------------------
+
+
 def begin_finalize(connection: Connection, order_id: str, csr_der: bytes, lessee: Lessee) -> bool:
     """Take an order to processing with its CSR; false where it stands in no state that leads there."""
     parameters = {
-        "of_order": order_id,
+        "order_id": order_id,
         "with_csr": csr_der,
         "for_holder": lessee.holder,
-        "until": lessee.now + lessee.duration,
+        "until": lessee.until,
     }
     return _BEGIN_FINALIZE.execute(connection, parameters).rowcount == 1
 
 
-def _has_certificate(tenant: str) -> Any:
+def has_certificate(tenant: str, *conditions: Any) -> Any:
+    """The condition that an order has a certificate."""
     return exists(
         select(certificates.c.id)
         .join(enrollments, enrollments.c.id == certificates.c.enrollment_id)
@@ -280,36 +249,77 @@ def _has_certificate(tenant: str) -> Any:
             enrollments.c.profile == acme_orders.c.profile,
             enrollments.c.tenant == tenant,
             enrollments.c.epoch == 0,
+            *conditions,
         )
     )
 
 
-def is_free(table: Table, lessee: Lessee, node: str | None) -> Any:
-    """The condition that a lease may be taken: it ran out, or another process of `node` has it, which is restarted."""
+def fail_orders(connection: Connection, which: Any, error: bytes, tenant: str) -> int:
+    """Make invalid what has no certificate yet, processing or not; returns how many."""
+    return connection.execute(
+        update(acme_orders)
+        .where(which, acme_orders.c.status.in_(sources_of(OrderStatus.INVALID)), ~has_certificate(tenant))
+        .values(status=OrderStatus.INVALID.value, error=error)
+    ).rowcount
+
+
+def fail_processing(connection: Connection, order_id: str, error: bytes, tenant: str) -> bool:
+    """Make a processing order without a certificate invalid."""
+    processing = and_(acme_orders.c.id == order_id, acme_orders.c.status == _PROCESSING)
+    return fail_orders(connection, processing, error, tenant) == 1
+
+
+def of_authorization(authorization_id: str) -> Any:
+    """The condition that an order needs an authorization."""
+    return acme_orders.c.id.in_(select(_LINKS.c.order_id).where(_LINKS.c.authorization_id == authorization_id))
+
+
+def make_ready(connection: Connection, authorization_id: str) -> None:
+    """Move the orders that waited for this authorization alone: all of theirs are valid now."""
+    _MAKE_READY.execute(connection, {"authorization_id": authorization_id})
+
+
+# --- Leases -------------------------------------------------------------------------------------------------------
+
+
+def is_free(table: Table, lessee: Lessee, *, restarted: bool) -> Any:
+    """The condition that a lease may be taken: it ran out, or an earlier run of the same process has it."""
     run_out = table.c.lease_until <= lessee.now
-    if node is None:
+    if not restarted:
         return run_out
-    own = table.c.lease_holder.startswith(f"{node}/", autoescape=True)
-    return or_(run_out, and_(own, table.c.lease_holder != lessee.holder))
+    earlier = table.c.lease_holder.startswith(lessee.earlier, autoescape=True)
+    return or_(run_out, and_(earlier, table.c.lease_holder != lessee.holder))
 
 
-def claim_orders(connection: Connection, lessee: Lessee, limit: int, tenant: str, node: str | None) -> tuple[str, ...]:
+def claim_orders(
+    connection: Connection, lessee: Lessee, limit: int, tenant: str, *, restarted: bool
+) -> tuple[Work, ...]:
     """Take over processing orders whose lease is free; those with a certificate are marked valid in passing.
 
-    The mark is housekeeping, off the path of any request: it keeps the index of processing orders small.
+    The mark is housekeeping, off the path of any request: it keeps the index of processing orders small. What another
+    process looks at just now is left to it.
     """
-    due = and_(acme_orders.c.status == OrderStatus.PROCESSING.value, is_free(acme_orders, lessee, node))
-    connection.execute(update(acme_orders).where(due, _has_certificate(tenant)).values(status=OrderStatus.VALID.value))
-    ids = tuple(connection.execute(select(acme_orders.c.id).where(due).limit(limit)).scalars())
-    taken = []
-    for order_id in ids:
-        done = connection.execute(
+    due = and_(acme_orders.c.status == _PROCESSING, is_free(acme_orders, lessee, restarted=restarted))
+    found = connection.execute(
+        select(acme_orders.c.id, acme_orders.c.account_id, has_certificate(tenant).label("issued"))
+        .where(due)
+        .limit(_MARKED_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    ).all()
+    issued = [row.id for row in found if row.issued]
+    taken = [Work(row.id, row.account_id) for row in found if not row.issued][:limit]
+    if issued:
+        connection.execute(
             update(acme_orders)
-            .where(due, acme_orders.c.id == order_id)
-            .values(lease_holder=lessee.holder, lease_until=lessee.now + lessee.duration)
+            .where(acme_orders.c.id.in_(issued), acme_orders.c.status.in_(sources_of(OrderStatus.VALID)))
+            .values(status=OrderStatus.VALID.value)
         )
-        if done.rowcount == 1:
-            taken.append(order_id)
+    if taken:
+        connection.execute(
+            update(acme_orders)
+            .where(acme_orders.c.id.in_([work.id for work in taken]))
+            .values(lease_holder=lessee.holder, lease_until=lessee.until)
+        )
     return tuple(taken)
 
 
@@ -319,129 +329,9 @@ def prolong_order(connection: Connection, order_id: str, lessee: Lessee) -> bool
         update(acme_orders)
         .where(
             acme_orders.c.id == order_id,
-            acme_orders.c.status == OrderStatus.PROCESSING.value,
+            acme_orders.c.status == _PROCESSING,
             acme_orders.c.lease_holder == lessee.holder,
         )
-        .values(lease_until=lessee.now + lessee.duration)
+        .values(lease_until=lessee.until)
     )
     return done.rowcount == 1
-
-
-def fail_order(connection: Connection, order_id: str, error: bytes, tenant: str) -> bool:
-    """Make a processing order without a certificate invalid."""
-    done = connection.execute(
-        update(acme_orders)
-        .where(
-            acme_orders.c.id == order_id,
-            acme_orders.c.status == OrderStatus.PROCESSING.value,
-            ~_has_certificate(tenant),
-        )
-        .values(status=OrderStatus.INVALID.value, error=error)
-    )
-    return done.rowcount == 1
-
-
-# --- Authorizations -----------------------------------------------------------------------------------------------
-
-
-def insert_authorization(connection: Connection, authorization: Authorization) -> None:
-    """Create an authorization with its challenges."""
-    _INSERT_AUTHORIZATION.execute(
-        connection,
-        {
-            "id": authorization.id,
-            "account_id": authorization.account_id,
-            "type": authorization.identifier.type.value,
-            "value": authorization.identifier.value,
-            "wildcard": authorization.wildcard,
-            "status": authorization.status.value,
-            "created_at": authorization.created_at,
-            "expires_at": authorization.expires_at,
-        },
-    )
-    _INSERT_CHALLENGE.execute_many(
-        connection,
-        [
-            {
-                "id": challenge.id,
-                "authorization_id": challenge.authorization_id,
-                "type": challenge.type,
-                "token": challenge.token,
-                "status": challenge.status.value,
-                "attempts": 0,
-            }
-            for challenge in authorization.challenges
-        ],
-    )
-
-
-def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authorization, ...]:
-    """Authorizations with their challenges, in the order of `ids`."""
-    if len(ids) == 1:
-        row = _AUTHORIZATION.execute(connection, {"of_authorization": ids[0]}).first()
-        if row is None:
-            return ()
-        challenges_of = _CHALLENGES_OF.execute(connection, {"of_authorization": ids[0]})
-        return (authorization_of(row, tuple(map(challenge_of, challenges_of))),)
-    return _many_authorizations(connection, ids)
-
-
-def _many_authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authorization, ...]:
-    if not ids:
-        return ()
-    challenges: dict[str, list[Challenge]] = {}
-    rows = connection.execute(
-        select(acme_challenges)
-        .where(acme_challenges.c.authorization_id.in_(ids))
-        .order_by(acme_challenges.c.type, acme_challenges.c.id)
-    )
-    for row in rows:
-        challenges.setdefault(row.authorization_id, []).append(challenge_of(row))
-    found = {
-        row.id: authorization_of(row, tuple(challenges.get(row.id, ())))
-        for row in connection.execute(select(acme_authorizations).where(acme_authorizations.c.id.in_(ids)))
-    }
-    return tuple(found[each] for each in ids if each in found)
-
-
-def authorization_ids_of(connection: Connection, order_id: str) -> tuple[str, ...]:
-    """Ids of an order's authorizations, in order."""
-    return _LINKS_OF.execute(connection, {"of_order": order_id}).scalars()
-
-
-def authorization_of(row: AnyRow, challenges: tuple[Challenge, ...]) -> Authorization:
-    """Make the value of a row."""
-    return Authorization(
-        id=row.id,
-        account_id=row.account_id,
-        identifier=Identifier(IdentifierType(row.type), row.value),
-        wildcard=row.wildcard,
-        status=AuthorizationStatus(row.status),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        challenges=challenges,
-    )
-
-
-def challenge_of(row: AnyRow) -> Challenge:
-    """Make the value of a row."""
-    return Challenge(
-        id=row.id,
-        authorization_id=row.authorization_id,
-        type=row.type,
-        token=row.token,
-        status=ChallengeStatus(row.status),
-        validated_at=row.validated_at,
-        error=row.error,
-        attempts=row.attempts,
-    )
-
-
-def refresh_orders(connection: Connection, authorization_id: str, *, failed: bool) -> None:
-    """Move the open orders of an authorization that changed: all valid makes ready, one lost makes invalid."""
-    parameters = {"of_authorization": authorization_id}
-    # Two authorizations of one order that are settled at once, by two nodes, would each see the other unfinished:
-    # the second waits for the first here. SQLite has one writer.
-    if connection.dialect.name != "sqlite":
-        connection.execute(_LOCK_WAITING, parameters)
-    (_INVALIDATE_WAITING if failed else _READY_WAITING).execute(connection, parameters)

@@ -39,9 +39,12 @@ acme_orders = Table(
     Column("source", String),
     Column("request_id", String, nullable=False),
     Column("identifiers", LargeBinary, nullable=False),
+    # The same ids as in acme_order_links, for who reads an order: they never change.
+    Column("authorization_ids", LargeBinary, nullable=False),
     Column("csr", LargeBinary),
     Column("error", LargeBinary),
     Index("ix_acme_orders_account_id_number", "account_id", "number"),
+    Index("ix_acme_orders_expires_at", "expires_at"),
     Index(
         "ix_acme_orders_open",
         "account_id",
@@ -85,6 +88,8 @@ acme_challenges = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("authorization_id", String, ForeignKey("acme_authorizations.id"), nullable=False),
+    # Its authorization's: what counts and shares out the work of accounts needs no join.
+    Column("account_id", String, nullable=False),
     Column("type", String, nullable=False),
     Column("token", String, nullable=False),
     Column("status", String, nullable=False),
@@ -96,6 +101,7 @@ acme_challenges = Table(
     Index("ix_acme_challenges_authorization_id", "authorization_id"),
     Index(
         "ix_acme_challenges_processing",
+        "account_id",
         "lease_until",
         sqlite_where=text("status = 'processing'"),
         postgresql_where=text("status = 'processing'"),
@@ -106,6 +112,6 @@ acme_nonces = Table(
     "acme_nonces",
     metadata,
     Column("nonce", String, primary_key=True),
-    Column("issued_at", UtcTime, nullable=False),
-    Index("ix_acme_nonces_issued_at", "issued_at"),
+    Column("expires_at", UtcTime, nullable=False),
+    Index("ix_acme_nonces_expires_at", "expires_at"),
 )

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, bindparam, func, insert, select
 
 from ca_server.domain.certificates import (
+    BlockedKey,
     CertificateRecord,
     IssuedCertificate,
     RevocationReason,
@@ -19,7 +20,7 @@ from ca_server.domain.certificates import (
 )
 from ca_server.domain.enrollment import EnrollmentKey
 from ca_server.store.der import split_der
-from ca_server.store.statements import Prepared
+from ca_server.store.statements import Prepared, insert_or_ignore
 from ca_server.store.tables import (
     ca_certificates,
     certificate_names,
@@ -27,12 +28,14 @@ from ca_server.store.tables import (
     enrollments,
     intents,
     issuers,
+    spki_blocklist,
 )
 from ca_server.store.types import AnyRow
 
 NAMES_AT_ONCE = 500
 """How many certificates' names are read by one statement: below every driver's limit of parameters."""
 
+_BLOCK = insert_or_ignore(spki_blocklist, ["spki_sha256", "reason", "added_at"])
 _COPIED = (
     "serial",
     "profile",
@@ -263,6 +266,12 @@ def serial_status(connection: Connection, issuer: str, serial: str) -> SerialSta
     if row.id is not None:
         return SerialStatus(StatusValue.GOOD)
     return SerialStatus(StatusValue.UNKNOWN if row.state is None else StatusValue(row.state))
+
+
+def insert_blocked(connection: Connection, key: BlockedKey) -> bool:
+    """Put a public key on the blocklist; false where it was there."""
+    values = {"spki_sha256": key.spki_sha256, "reason": key.reason, "added_at": key.added_at}
+    return connection.execute(_BLOCK[connection.dialect.name], values).rowcount == 1
 
 
 def issued_for(connection: Connection, key: EnrollmentKey) -> IssuedCertificate | None:

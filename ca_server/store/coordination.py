@@ -58,7 +58,11 @@ _ACQUIRE = {
             "expires_at": insert.excluded.expires_at,
             "fence": case((leases.c.holder == insert.excluded.holder, leases.c.fence), else_=leases.c.fence + 1),
         },
-        where=or_(leases.c.holder == insert.excluded.holder, leases.c.expires_at <= bindparam("now")),
+        where=or_(
+            leases.c.holder == insert.excluded.holder,
+            leases.c.expires_at <= bindparam("now"),
+            leases.c.holder.startswith(bindparam("own"), autoescape=False),
+        ),
     )
     .returning(leases.c.fence)
     for insert in (sqlite.insert(leases), postgresql.insert(leases))
@@ -89,9 +93,13 @@ class SqlCoordinationStore:
         parameters = {"of_node": fence.node, "of_epoch": fence.boot_epoch, "expires": now + lease}
         return await self._database.write(lambda connection: connection.execute(_HEARTBEAT, parameters).rowcount == 1)
 
-    async def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease | None:
+    async def acquire_lease(
+        self, name: str, holder: str, now: datetime, duration: timedelta, *, node: str | None = None
+    ) -> Lease | None:
         expires_at = now + duration
-        parameters = {"name": name, "holder": holder, "expires_at": expires_at, "now": now}
+        # A name of a node has no character that LIKE knows; no holder begins with a slash.
+        own = "/" if node is None else f"{node}/"
+        parameters = {"name": name, "holder": holder, "expires_at": expires_at, "now": now, "own": own}
 
         def unit(connection: Connection) -> Lease | None:
             fence = connection.execute(_ACQUIRE[connection.dialect.name], parameters).scalar()

@@ -5,6 +5,8 @@ transaction, runs all, commits once and wakes every caller. So:
 
 - a caller is woken only after the commit of what its unit did;
 - an error in one unit undoes and fails that unit alone (by savepoints, see `_commit_together`);
+- what units are going to lock or use up, the batch takes first, in one order (see `claims`): no two processes wait for
+  each other;
 - an error that aborts the whole transaction (disk full, deadlock, lost connection) rolls it back, and the units are
   run again one by one, each with a verdict of its own. A unit may therefore run MORE THAN ONCE and must have no effect
   outside its connection;
@@ -25,6 +27,7 @@ from sqlalchemy import Connection, text
 
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.backends import Backend, Work, open_backend
+from ca_server.store.claims import Once, give_back, take_locks, take_once
 from ca_server.store.failures import Failure, classify
 
 T = TypeVar("T")
@@ -48,10 +51,19 @@ class _Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class _Unit:
+    """What is done, and what must be taken before."""
+
+    work: Work[Any]
+    locks: Sequence[str] = ()
+    once: Once | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Pending:
     """A queued unit; after `patience_ends` it is not tried again."""
 
-    unit: Work[Any]
+    unit: _Unit
     future: asyncio.Future[Any]
     patience_ends: float
 
@@ -82,7 +94,7 @@ class _Committed:
     clean: bool
 
 
-def _commit_together(connection: Connection, units: Sequence[Work[Any]], *, careful: bool) -> _Committed:
+def _commit_together(connection: Connection, units: Sequence[_Unit], *, careful: bool) -> _Committed:
     """Run units in one transaction and commit it; raises only what aborts all of it.
 
     Savepoints cost as much as a statement, so units go without them until one fails: then all are undone and run again
@@ -101,11 +113,17 @@ def _commit_together(connection: Connection, units: Sequence[Work[Any]], *, care
 
 
 def _transact(
-    connection: Connection, units: Sequence[Work[Any]], run: Callable[[Connection, Work[Any]], _Verdict]
+    connection: Connection, units: Sequence[_Unit], run: Callable[[Connection, Work[Any]], _Verdict]
 ) -> list[_Verdict]:
     transaction = connection.begin()
     try:
-        verdicts = [run(connection, unit) for unit in units]
+        take_locks(connection, {name for unit in units for name in unit.locks})
+        allowed = take_once(connection, [unit.once for unit in units])
+        verdicts = [
+            run(connection, unit.work) if may_run else _used(unit) for unit, may_run in zip(units, allowed, strict=True)
+        ]
+        outcomes = zip(units, allowed, verdicts, strict=True)
+        give_back(connection, [unit.once for unit, ran, verdict in outcomes if ran and verdict.error is not None])
         identity = _transaction_identity(connection)
     except BaseException:
         _roll_back(transaction)
@@ -118,6 +136,10 @@ def _transact(
             raise _CommitUnknownError(identity, verdicts) from error
         raise
     return verdicts
+
+
+def _used(unit: _Unit) -> _Verdict:
+    return _Verdict(error=None if unit.once is None else unit.once.table.used())
 
 
 def _run_plainly(connection: Connection, unit: Work[Any]) -> _Verdict:
@@ -200,9 +222,10 @@ class Database:
             raise
         return database
 
-    async def write(self, unit: Callable[[Connection], T]) -> T:
+    async def write(self, unit: Callable[[Connection], T], *, locks: Sequence[str] = (), once: Once | None = None) -> T:
         """Run `unit` in a transaction and return its value once that is committed; nothing is where this raises.
 
+        `locks` name what it changes, where units of other processes may change the same; `once` is used up with it.
         Raises what the unit raised, or UNAVAILABLE where the queue is full or the database is away. Cancelling the
         caller does not cancel the unit.
         """
@@ -211,7 +234,7 @@ class Database:
         if len(self._queue) >= self._queue_limit:
             raise CaError(ErrorKind.UNAVAILABLE, "too much is waiting for the database")
         loop = asyncio.get_running_loop()
-        pending = _Pending(unit, loop.create_future(), loop.time() + self._patience)
+        pending = _Pending(_Unit(unit, locks, once), loop.create_future(), loop.time() + self._patience)
         self._queue.append(pending)
         self._wake.set()
         result: T = await pending.future

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration, EabKey
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.store.acme import account_by_thumbprint, insert_account
+from ca_server.store.acme import account_by_thumbprint, insert_account, key_lock
 from ca_server.store.audit import insert_events
 from ca_server.store.database import Database
 from ca_server.store.tables import eab_keys
@@ -95,11 +95,8 @@ class SqlEabStore:
         def unit(connection: Connection) -> AccountRegistered:
             return _bind(connection, registration, now, events)
 
-        try:
-            return await self._database.write(unit)
-        except IntegrityError:
-            # Another node created the account at the same moment; now it is there to be found.
-            return await self._database.write(unit)
+        locks = (f"eab:{registration.binding.kid}", key_lock(registration.account))
+        return await self._database.write(unit, locks=locks)
 
 
 def _bind(

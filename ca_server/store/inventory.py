@@ -52,6 +52,7 @@ class SqlInventory:
         profile: str | None = None,
         status: InventoryStatus | None = None,
         requester: str | None = None,
+        ends_before: datetime | None = None,
         now: datetime | None = None,
         limit: int = 100,
         after: tuple[str, str] | None = None,
@@ -59,7 +60,8 @@ class SqlInventory:
         """Find certificates, newest first.
 
         `name` is a subject alternative name, exactly, or with a leading dot every name under it; `requester` is an
-        id or `protocol:id`. `after` is (issuer, serial) of the last certificate of the page before.
+        id or `protocol:id`; `ends_before` is a limit of notAfter. `after` is (issuer, serial) of the last certificate
+        of the page before.
         """
         statement = SELECT_RECORDS.order_by(certificates.c.id.desc()).limit(limit)
         parameters: dict[str, Any] = {}
@@ -73,6 +75,9 @@ class SqlInventory:
             statement = statement.where(certificates.c.profile == profile)
         if requester is not None:
             statement = statement.where(_is_requester(requester))
+        if ends_before is not None:
+            statement = statement.where(certificates.c.not_after < bindparam("ends_before"))
+            parameters["ends_before"] = ends_before
         if status is not None:
             statement = statement.where(_STATUS.element == status.value)
             parameters["now"] = now or datetime.now(UTC)

@@ -10,12 +10,12 @@ What must never happen is excluded by constraints, and by the fence:
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, and_, bindparam, exists, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ca_server.core.ports import EnrollmentState
 from ca_server.domain.audit import AuditEvent
-from ca_server.domain.certificates import CertificateRecord, SerialStatus
+from ca_server.domain.certificates import BlockedKey, CertificateRecord, SerialStatus
 from ca_server.domain.enrollment import (
     EnrollmentKey,
     EnrollmentOutcome,
@@ -33,6 +33,7 @@ from ca_server.store.certificates import (
     certificates_by_spki,
     certificates_of_requester,
     enrollment_parameters,
+    insert_blocked,
     insert_certificate,
     issued_of,
     sample_certificates,
@@ -166,7 +167,10 @@ _SETTLE_ABANDONED = (
 _BLOCKED = Prepared(
     select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == bindparam("spki_sha256"))
 )
-_BLOCK = insert_or_ignore(spki_blocklist, ["spki_sha256", "reason", "added_at"])
+_BLOCKLIST = select(spki_blocklist.c.spki_sha256, spki_blocklist.c.reason, spki_blocklist.c.added_at).order_by(
+    spki_blocklist.c.added_at.desc(), spki_blocklist.c.spki_sha256
+)
+_UNBLOCK = delete(spki_blocklist).where(spki_blocklist.c.spki_sha256 == bindparam("spki_sha256"))
 
 
 class SqlIssuanceStore:
@@ -238,12 +242,23 @@ class SqlIssuanceStore:
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))
 
-    async def block_spki(self, spki_sha256: bytes, reason: str, now: datetime, events: Sequence[AuditEvent]) -> bool:
-        """Put a public key on the blocklist; false (and no events) where it was there."""
-        parameters = {"spki_sha256": spki_sha256, "reason": reason, "added_at": now}
+    async def blocked_keys(self) -> tuple[BlockedKey, ...]:
+        return await self._database.read(
+            lambda connection: tuple(BlockedKey(*row) for row in connection.execute(_BLOCKLIST))
+        )
 
+    async def block_spki(self, key: BlockedKey, events: Sequence[AuditEvent]) -> bool:
         def unit(connection: Connection) -> bool:
-            if connection.execute(_BLOCK[connection.dialect.name], parameters).rowcount == 0:
+            if not insert_blocked(connection, key):
+                return False
+            insert_events(connection, events)
+            return True
+
+        return await self._database.write(unit)
+
+    async def unblock_spki(self, spki_sha256: bytes, events: Sequence[AuditEvent]) -> bool:
+        def unit(connection: Connection) -> bool:
+            if connection.execute(_UNBLOCK, {"spki_sha256": spki_sha256}).rowcount == 0:
                 return False
             insert_events(connection, events)
             return True

@@ -14,9 +14,11 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.domain.audit import AuditEvent
-from ca_server.domain.certificates import Crl, RevocationReason, RevokedEntry
+from ca_server.domain.certificates import BlockedKey, Crl, RevocationReason, RevokedEntry
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.audit import insert_events
+from ca_server.store.audit_tables import audit_events
+from ca_server.store.certificates import insert_blocked
 from ca_server.store.database import Database
 from ca_server.store.statements import insert_dialect
 from ca_server.store.tables import certificates, crl_numbers, crls, issuer_keys, issuers
@@ -30,6 +32,7 @@ _FIND = (
         certificates.c.revoked_at,
         certificates.c.revocation_reason,
         certificates.c.invalidity_date,
+        certificates.c.spki_sha256,
     )
     .join_from(certificates, issuers, issuers.c.id == certificates.c.issuer_id)
     .where(certificates.c.serial == bindparam("serial"), issuers.c.name == bindparam("issuer"))
@@ -52,6 +55,16 @@ _SET_REVOCATION = (
         changed_after_crl=bindparam("after_crl"),
         last_crl=None,
     )
+)
+_SAME_REQUEST = (
+    select(audit_events.c.id)
+    .where(
+        audit_events.c.serial == bindparam("serial"),
+        audit_events.c.issuer == bindparam("issuer"),
+        audit_events.c.type == bindparam("type"),
+        audit_events.c.request_id == bindparam("request_id"),
+    )
+    .limit(1)
 )
 _KEY_EXISTS = (
     select(issuer_keys.c.id)
@@ -144,13 +157,16 @@ class SqlRevocationStore:
     async def revoke(self, entry: RevokedEntry, issuer: str, events: Sequence[AuditEvent]) -> RevokedEntry | None:
         """Revoke, as the port says. REMOVE_FROM_CRL lifts a hold, and is BAD_REVOCATION_REASON otherwise.
 
-        A certificate that stays revoked keeps the time since which it is.
+        A certificate that stays revoked keeps the time since which it is. A request that is sent again, since its
+        answer was lost, is done.
         """
 
         def unit(connection: Connection) -> RevokedEntry | None:
             standing = _revoke(connection, entry, issuer)
             if standing is None:
                 insert_events(connection, events)
+            elif standing.reason is entry.reason and _is_on_record(connection, events):
+                return None
             return standing
 
         return await self._database.write(unit)
@@ -239,7 +255,23 @@ def _revoke(connection: Connection, entry: RevokedEntry, issuer: str) -> Revoked
     if lifts_hold:
         values |= {"at": None, "reason": None, "invalid_since": None}
     connection.execute(_SET_REVOCATION, values)
+    if entry.reason is RevocationReason.KEY_COMPROMISE:
+        why = f"certificate {entry.serial} of {issuer} was revoked for it"
+        insert_blocked(connection, BlockedKey(row.spki_sha256, why, entry.revoked_at))
     return None
+
+
+def _is_on_record(connection: Connection, events: Sequence[AuditEvent]) -> bool:
+    """Whether the same request did the same before: request ids are unique."""
+    return any(
+        event.request_id is not None
+        and connection.execute(
+            _SAME_REQUEST,
+            {"serial": event.serial, "issuer": event.issuer, "type": event.type.value, "request_id": event.request_id},
+        ).first()
+        is not None
+        for event in events
+    )
 
 
 def _may_change(standing: RevocationReason, wanted: RevocationReason) -> bool:

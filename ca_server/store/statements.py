@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, Executable, Table, bindparam
+from sqlalchemy import Column, ColumnElement, Connection, Executable, Table, bindparam, or_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
@@ -29,6 +29,11 @@ def insert_or_ignore(table: Table, columns: Sequence[str], *, returning: Column[
 def insert_dialect(insert: sqlite.Insert | postgresql.Insert) -> str:
     """The dialect that an INSERT is for."""
     return "sqlite" if isinstance(insert, sqlite.Insert) else "postgresql"
+
+
+def is_one_of(column: Column[Any], values: Iterable[str]) -> ColumnElement[bool]:
+    """`IN` with constants, as prepared statements take it."""
+    return or_(*(column == value for value in values))
 
 
 class Rows:

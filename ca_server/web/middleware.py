@@ -11,11 +11,13 @@ import http
 import re
 import secrets
 import time
+from collections import Counter as Counts
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import ClientError, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import Counter, Gauge, Histogram
 
 from ca_server import telemetry
@@ -55,9 +57,50 @@ class ListenerState:
     in_flight_gauge: Gauge
     in_flight: int = 0
     draining: bool = False
+    bodies: Counts[str] = field(default_factory=Counts)
+    """Requests whose body is still coming, by address."""
 
 
 STATE = web.AppKey("listener_state", ListenerState)
+
+Renderer = Callable[[web.Request, int, str, int | None], web.Response]
+"""Makes a front-end's own answer of a refused request, an HTTP status, a text and Retry-After in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What a front-end has of its own."""
+
+    render: Renderer
+    max_body: int | None
+
+
+_OWN = web.AppKey("refusals", dict[str, _Own])
+
+
+def render_refusals(
+    application: web.Application, prefix: str, render: Renderer, *, max_body: int | None = None
+) -> None:
+    """Let a front-end say in its own way what limits refuse below a path; `max_body` is a lower limit of its own."""
+    application.setdefault(_OWN, {})[prefix] = _Own(render, max_body)
+
+
+def _own(request: web.Request) -> _Own | None:
+    path = request.rel_url.raw_path
+    return next((own for prefix, own in request.app.get(_OWN, {}).items() if path.startswith(prefix)), None)
+
+
+def refuse(
+    request: web.Request, status: int, text: str, *, retry_after: int | None = None, close: bool = False
+) -> web.Response:
+    """Make an answer for what is refused before a front-end sees it, or that it did not map."""
+    own = _own(request)
+    if own is None:
+        return plain_response(status, text, request_id=request_id(request), retry_after=retry_after, close=close)
+    response = own.render(request, status, text, retry_after)
+    if close:
+        response.force_close()
+    return response
 
 
 def request_id(request: web.BaseRequest) -> str:
@@ -120,8 +163,12 @@ def _request_histogram(listener: str, served_by: str) -> Histogram:
     return telemetry.HTTP_REQUEST_SECONDS.labels(listener, served_by)
 
 
+def _is_proxy(request: web.Request, options: WebOptions) -> bool:
+    return bool(options.trusted_proxies) and address_in(request.remote, options.trusted_proxies)
+
+
 def _take_id(request: web.Request, options: WebOptions) -> str:
-    if options.trusted_proxies and address_in(request.remote, options.trusted_proxies):
+    if _is_proxy(request, options):
         given = request.headers.get(REQUEST_ID_HEADER, "")
         if _REQUEST_ID.fullmatch(given):
             return given
@@ -130,7 +177,6 @@ def _take_id(request: web.Request, options: WebOptions) -> str:
 
 async def _answer(request: web.Request, handler: Handler, state: ListenerState) -> web.StreamResponse:
     """Run the handler; what it raises becomes an answer. HTTPExceptions are answers already."""
-    rid = request[REQUEST_ID]
     try:
         return await handler(request)
     except web.HTTPException:
@@ -138,7 +184,7 @@ async def _answer(request: web.Request, handler: Handler, state: ListenerState) 
     except CaError as error:
         status = _STATUS.get(error.kind, 500)
         _log.error("unmapped error", kind=error.kind.value, detail=error.detail)
-        return plain_response(status, error.detail, request_id=rid, retry_after=error.retry_after)
+        return refuse(request, status, error.detail, retry_after=error.retry_after)
     except ConnectionError:
         # The client is gone: aiohttp knows what to do.
         raise
@@ -149,7 +195,7 @@ async def _answer(request: web.Request, handler: Handler, state: ListenerState) 
             if request.transport is not None:
                 request.transport.abort()
             raise
-        return plain_response(500, "internal error", request_id=rid, retry_after=state.options.retry_after)
+        return refuse(request, 500, "internal error", retry_after=state.options.retry_after)
 
 
 @web.middleware
@@ -201,16 +247,23 @@ def _size(response: web.StreamResponse) -> int:
 
 @web.middleware
 async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keep concurrency, body size and time within the listener's limits."""
+    """Keep concurrency, body size and time within the listener's limits.
+
+    A request counts as being answered from the end of its body on: who sends slowly takes nobody's place.
+    """
     state = request.app[STATE]
     options = state.options
-    rid = request[REQUEST_ID]
-    if state.in_flight >= options.max_concurrent:
-        telemetry.HTTP_REFUSED.labels(state.name, "busy").inc()
-        return plain_response(503, "the server is busy", request_id=rid, retry_after=options.retry_after)
-    if request.content_length is not None and request.content_length > options.max_body:
+    own = _own(request)
+    max_body = options.max_body if own is None or own.max_body is None else min(own.max_body, options.max_body)
+    if request.content_length is not None and request.content_length > max_body:
         telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
-        return plain_response(413, f"at most {options.max_body} octets", request_id=rid, close=True)
+        return refuse(request, 413, f"at most {max_body} octets", close=True)
+    if request.can_read_body:
+        refused = await _take_body(request, state)
+        if refused is not None:
+            return refused
+    if state.in_flight >= options.max_concurrent:
+        return _busy(request, state)
     state.in_flight += 1
     state.in_flight_gauge.inc()
     limited = asyncio.timeout(options.request_seconds)
@@ -221,17 +274,53 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not limited.expired():
             raise
         telemetry.HTTP_REFUSED.labels(state.name, "time").inc()
-        if not request.content.is_eof():
-            return plain_response(408, "the request's body took too long", request_id=rid, close=True)
         _log.error("request took too long", seconds=options.request_seconds)
-        return plain_response(503, "took too long", request_id=rid, retry_after=options.retry_after)
-    except web.HTTPRequestEntityTooLarge:
-        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
-        # What else it sends is not read.
-        return plain_response(413, f"at most {options.max_body} octets", request_id=rid, close=True)
+        return refuse(request, 503, "took too long", retry_after=options.retry_after)
     finally:
         state.in_flight -= 1
         state.in_flight_gauge.dec()
+
+
+def _busy(request: web.Request, state: ListenerState, *, close: bool = False) -> web.Response:
+    telemetry.HTTP_REFUSED.labels(state.name, "busy").inc()
+    return refuse(request, 503, "the server is busy", retry_after=state.options.retry_after, close=close)
+
+
+async def _take_body(request: web.Request, state: ListenerState) -> web.Response | None:
+    """Read the body, which handlers then find in memory; returns the answer where it can't be taken."""
+    options = state.options
+    if request.content.is_eof():
+        return await _read_body(request, state)
+    source = request.remote or ""
+    full = state.bodies[source] >= options.max_bodies_per_address and not _is_proxy(request, options)
+    if full or state.bodies.total() >= options.max_concurrent:
+        return _busy(request, state, close=True)
+    state.bodies[source] += 1
+    try:
+        return await _read_body(request, state)
+    finally:
+        state.bodies[source] -= 1
+        if not state.bodies[source]:
+            del state.bodies[source]
+
+
+async def _read_body(request: web.Request, state: ListenerState) -> web.Response | None:
+    options = state.options
+    try:
+        async with asyncio.timeout(options.body_seconds):
+            await request.read()
+    except TimeoutError:
+        telemetry.HTTP_REFUSED.labels(state.name, "time").inc()
+        return refuse(request, 408, "the request's body took too long", close=True)
+    except web.HTTPRequestEntityTooLarge:
+        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
+        # What else it sends is not read.
+        return refuse(request, 413, f"at most {options.max_body} octets", close=True)
+    except (web.RequestPayloadError, HttpProcessingError, ClientError) as error:
+        telemetry.HTTP_REFUSED.labels(state.name, "malformed").inc()
+        _log.info("request's body refused", reason=type(error).__name__)
+        return refuse(request, 400, "the request's body could not be read", close=True)
+    return None
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:

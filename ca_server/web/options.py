@@ -20,14 +20,18 @@ class WebOptions:
     """Number of header fields."""
     header_seconds: float = 10.0
     """From the first octet of a request (of a connection, for its first) to the end of its headers; TLS handshake."""
+    body_seconds: float = 10.0
+    """From the end of a request's headers to the end of its body."""
     request_seconds: float = 60.0
-    """To answer a request, reading its body included."""
+    """To answer a request, from the end of its body on."""
     write_seconds: float = 30.0
     """For a client to take more of an answer that waits for it."""
     keepalive_seconds: float = 75.0
     """A connection may idle between requests."""
     max_concurrent: int = 512
-    """Requests being answered; beyond it 503."""
+    """Requests being answered, and again so many whose body is still coming; beyond it 503."""
+    max_bodies_per_address: int = 100
+    """Requests of one address whose body is still coming; beyond it 503."""
     max_connections: int = 4096
     """Open connections; beyond it nobody is accepted until one closes."""
     drain_seconds: float = 30.0

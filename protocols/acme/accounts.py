@@ -51,7 +51,7 @@ class Accounts:
             return AccountRegistered(standing, created=False)
         if wanted.onlyReturnExisting:
             raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "there is no account for this key"))
-        contacts = self._contacts(wanted.contact)
+        contacts = self._contacts(wanted.contact or ())
         if self._options.terms_of_service and not wanted.termsOfServiceAgreed:
             raise ProblemError(
                 Problem(
@@ -110,11 +110,14 @@ class Accounts:
             return account
         wanted = decode_payload(AccountUpdate, exchange.payload)
         subject = f"acme:{account.id}"
-        if wanted.status is not None:
+        if wanted.status not in {None, account.status.value}:
             if wanted.status != AccountStatus.DEACTIVATED.value:
                 raise CaError(ErrorKind.MALFORMED, "an account's status can be set to deactivated alone")
             event = exchange.event(EventType.ACCOUNT_DEACTIVATED, object=subject)
-            changed = await self._store.deactivate_account(account.id, exchange.now, [event], exchange.nonce)
+            lost = Problem(ErrorType.UNAUTHORIZED, "the account was deactivated")
+            changed = await self._store.deactivate_account(
+                account.id, msgspec.json.encode(lost.json()), [event], exchange.nonce
+            )
             exchange.nonce_used()
             return changed
         contacts = None if wanted.contact is None else self._contacts(wanted.contact)

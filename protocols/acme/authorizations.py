@@ -4,6 +4,8 @@ import json
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from ca_server.domain.audit import EventType
 from ca_server.domain.errors import CaError, ErrorKind
 from protocols.acme.exchange import Exchange
@@ -11,6 +13,7 @@ from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, 
 from protocols.acme.objects import AuthorizationUpdate, ChallengeResponse, decode_payload
 from protocols.acme.orders import rfc3339
 from protocols.acme.ports import AcmeStore
+from protocols.acme.problems import ErrorType, Problem
 from protocols.acme.urls import Urls
 from protocols.acme.validating import Validating
 
@@ -38,7 +41,10 @@ class Authorizations:
             object=f"acme-authorization:{found.id}",
             names=(str(found.identifier),),
         )
-        changed = await self._store.deactivate_authorization(found.id, exchange.now, [event], exchange.nonce)
+        lost = Problem(ErrorType.UNAUTHORIZED, f"the authorization for {found.identifier.value} was deactivated")
+        changed = await self._store.deactivate_authorization(
+            found.account_id, found.id, msgspec.json.encode(lost.json()), [event], exchange.nonce
+        )
         exchange.nonce_used()
         return changed
 
@@ -50,13 +56,14 @@ class Authorizations:
         decode_payload(ChallengeResponse, exchange.payload)
         challenge, authorization = found
         if (
-            challenge.status is ChallengeStatus.PENDING
-            and authorization.status_at(exchange.now) is AuthorizationStatus.PENDING
-            and await self._validating.begin(challenge_id, exchange.nonce)
+            challenge.status is not ChallengeStatus.PENDING
+            or authorization.status_at(exchange.now) is not AuthorizationStatus.PENDING
         ):
-            exchange.nonce_used()
-            return await self._find(exchange, challenge_id)
-        return found
+            return found
+        thumbprint = exchange.own_account.key_thumbprint
+        begun = await self._validating.begin(challenge, authorization, thumbprint, exchange.nonce)
+        exchange.nonce_used()
+        return (begun, authorization) if begun is not None else await self._find(exchange, challenge_id)
 
     async def _find(self, exchange: Exchange, challenge_id: str) -> tuple[Challenge, Authorization]:
         found = await self._store.challenge(challenge_id)

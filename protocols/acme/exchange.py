@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -11,17 +12,22 @@ from ca_server.core.audit import EventFactory
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
 from ca_server.domain.enrollment import Protocol, Requester
-from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
 from ca_server.web.middleware import request_id
-from protocols.acme.jwk import Jwk, account_key
+from protocols.acme.jwk import Jwk, JwsError, account_key
 from protocols.acme.jws import Jws, parse_jws, verify_jws
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, NonceUse
-from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.problems import ErrorType, Problem, ProblemError, problem_of
+from protocols.acme.refusals import Refusals
 from protocols.acme.urls import Urls
 
+_log = structlog.get_logger(__name__)
+
 JOSE = "application/jose+json"
+_RECORDED = frozenset({ErrorType.UNAUTHORIZED, ErrorType.BAD_SIGNATURE_ALGORITHM, ErrorType.BAD_PUBLIC_KEY})
+_Refusal = JwsError | CaError | ProblemError | BadNonceError
 
 
 @dataclass(slots=True)
@@ -88,33 +94,37 @@ class Doorkeeper:
     """Turns requests into exchanges (RFC 8555 section 6)."""
 
     def __init__(
-        self, options: AcmeOptions, store: AcmeStore, nonces: NonceBook, urls: Urls, events: EventFactory
+        self,
+        options: AcmeOptions,
+        store: AcmeStore,
+        nonces: NonceBook,
+        urls: Urls,
+        events: EventFactory,
+        refusals: Refusals,
     ) -> None:
         self._options = options
         self._store = store
         self._nonces = nonces
         self._urls = urls
         self._events = events
+        self._refusals = refusals
 
     async def open(self, request: web.Request, profile: str, *, by_key: bool = False) -> Exchange:
         """Check a POST: media type, JWS, url, nonce, key or account, signature.
 
         `by_key` admits a bare `jwk` (newAccount, revokeCert) beside an account. Raises ProblemError, JwsError,
-        BadNonceError, CaError.
+        BadNonceError, CaError; what has a genuine nonce and a wrong signature is on record, and the nonce used up,
+        what has not even that is counted.
         """
-        if request.content_type != JOSE:
-            raise ProblemError(Problem(ErrorType.MALFORMED, f"send {JOSE}", status=415))
-        body = await request.read()
-        if len(body) > self._options.max_jws:
-            raise CaError(ErrorKind.TOO_LARGE, f"a request has at most {self._options.max_jws} octets")
-        jws = parse_jws(body, max_size=self._options.max_jws)
-        if jws.url != self._options.external_url + request.raw_path:
-            raise CaError(ErrorKind.UNAUTHENTICATED, "the url in the protected header is not that of this request")
-        if jws.nonce is None:
-            raise BadNonceError("the protected header has no nonce")
-        nonce = NonceUse(jws.nonce, self._nonces.check(jws.nonce))
-        account, key = await self._signer(jws, by_key=by_key)
-        verify_jws(jws, key)
+        nonce = None
+        try:
+            jws = await self._read(request)
+            nonce = NonceUse(jws.nonce or "", self._nonces.check(jws.nonce or ""))
+            account, key = await self._signer(jws, by_key=by_key)
+            verify_jws(jws, key)
+        except (JwsError, CaError, ProblemError, BadNonceError) as error:
+            await self._note(request, profile, nonce, error)
+            raise
         return Exchange(
             profile=profile,
             url=jws.url,
@@ -127,6 +137,40 @@ class Doorkeeper:
             events=self._events,
             _nonce=nonce,
         )
+
+    async def _read(self, request: web.Request) -> Jws:
+        if request.content_type != JOSE:
+            raise ProblemError(Problem(ErrorType.MALFORMED, f"send {JOSE}", status=415))
+        body = await request.read()
+        if len(body) > self._options.max_jws:
+            raise CaError(ErrorKind.TOO_LARGE, f"a request has at most {self._options.max_jws} octets")
+        jws = parse_jws(body, max_size=self._options.max_jws)
+        if jws.url != self._options.external_url + request.raw_path:
+            raise CaError(ErrorKind.UNAUTHENTICATED, "the url in the protected header is not that of this request")
+        if jws.nonce is None:
+            raise BadNonceError("the protected header has no nonce")
+        return jws
+
+    async def _note(self, request: web.Request, profile: str, nonce: NonceUse | None, error: _Refusal) -> None:
+        """Record or count a request that is not let in: who it claims to be is not known. NonceReplayedError."""
+        if isinstance(error, CaError) and error.kind in RETRYABLE_KINDS:
+            return
+        problem = problem_of(error)
+        _log.info("acme request refused", problem=problem.type.value, detail=problem.detail, remote=request.remote)
+        if nonce is None or problem.type not in _RECORDED:
+            self._refusals.count(problem.type, request.remote)
+            return
+        event = self._events.make(
+            EventType.ACCESS_REFUSED,
+            outcome=Outcome.DENIED,
+            source=request.remote,
+            request_id=request_id(request),
+            profile=profile,
+            object=request.raw_path[:200],
+            reason=problem.detail,
+            rule=f"jws.{problem.type.value}",
+        )
+        await self._store.record([event], nonce)
 
     async def _signer(self, jws: Jws, *, by_key: bool) -> tuple[Account | None, Jwk]:
         if jws.jwk is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
@@ -10,12 +11,14 @@ import structlog
 
 from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
+from ca_server.domain.accounts import AccountStatus
 from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
-from protocols.acme.model import ChallengeStatus, Order, OrderStatus
+from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore, Lessee, NonceUse
+from protocols.acme.ports import AcmeStore, Lessee, NonceUse, OrderWork, Work
 from protocols.acme.problems import MAX_RETRY_AFTER, problem_of
 
 _log = structlog.get_logger(__name__)
@@ -27,6 +30,10 @@ _APPROVAL_PAUSE = 60.0
 """A held request is asked for again at leisure: people are slow, and each time is an event of the audit log."""
 _RETRYABLE = RETRYABLE_KINDS | {ErrorKind.CONFLICT}
 """A conflict is between processes of ours, such as two cores at work on one order after a lease ran out."""
+_INTERNAL_ATTEMPTS = 5
+"""How often one process lets an order meet a failure that is nobody's outage: it will hardly go away."""
+_LINT = "lint"
+"""The rule of a certificate that did not pass its checks: the next would not either."""
 _CLAIM_LIMIT = 100
 
 
@@ -54,6 +61,8 @@ class _Outcome(Enum):
 
     SETTLED = "settled"
     AGAIN = "again"
+    FAILED = "failed"
+    """By a mistake of ours, it seems: again, but not for ever."""
     HELD = "held"
 
 
@@ -76,18 +85,19 @@ class Issuing:
         self._core = core
         self._events = events
         self._holder = holder
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[IssuedCertificate | None]] = {}
         self._draining = asyncio.Event()
 
     def _lessee(self, pause: float = 0.0) -> Lessee:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
-    async def begin(self, order_id: str, csr_der: bytes, nonce: NonceUse | None) -> bool:
-        """Take a ready order to processing, committed with its CSR, and start work; false where it is not ready."""
-        if not await self._store.begin_finalize(order_id, csr_der, self._lessee(), nonce):
-            return False
-        self._start(order_id)
-        return True
+    async def begin(self, order: Order, csr_der: bytes, nonce: NonceUse | None) -> Order | None:
+        """Take a ready order to processing, committed with its CSR, and start work; None where it is not ready."""
+        lessee = self._lessee()
+        if not await self._store.begin_finalize(order.account_id, order.id, csr_der, lessee, nonce):
+            return None
+        self._start(Work(order.id, order.account_id))
+        return replace(order, status=OrderStatus.PROCESSING, csr_der=csr_der, lease_until=lessee.until)
 
     async def settled(self, order: Order) -> Order:
         """The order once it has a certificate or an error, or as it stands when the patience runs out."""
@@ -95,13 +105,15 @@ class Issuing:
         if task is None or self._options.finalize_wait <= 0:
             return order
         await asyncio.wait([task], timeout=self._options.finalize_wait)
+        if task.done() and not task.cancelled() and (certificate := task.result()) is not None:
+            return replace(order, certificate=certificate)
         return await self._store.order(order.id) or order
 
-    async def resume(self, node: str | None = None) -> int:
-        """Take over orders whose lease ran out; with `node`, at a start, at once what its earlier processes held."""
-        claimed = await self._store.claim_orders(self._lessee(), _CLAIM_LIMIT, node)
-        for order_id in claimed:
-            self._start(order_id)
+    async def resume(self, *, restarted: bool = False) -> int:
+        """Take over orders whose lease ran out; `restarted`, at a start, at once what this process had before."""
+        claimed = await self._store.claim_orders(self._lessee(), _CLAIM_LIMIT, restarted=restarted)
+        for work in claimed:
+            self._start(work)
         return len(claimed)
 
     async def drain(self, seconds: float) -> None:
@@ -113,31 +125,36 @@ class Issuing:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def _start(self, order_id: str) -> None:
-        if order_id in self._tasks:
+    def _start(self, work: Work) -> None:
+        if work.id in self._tasks:
             return
-        task = asyncio.create_task(self._work(order_id), name=f"acme order {order_id}")
-        self._tasks[order_id] = task
-        task.add_done_callback(lambda _done: self._tasks.pop(order_id, None))
+        task = asyncio.create_task(self._work(work), name=f"acme order {work.id}")
+        self._tasks[work.id] = task
+        task.add_done_callback(lambda _done: self._tasks.pop(work.id, None))
 
-    async def _work(self, order_id: str) -> None:
+    async def _work(self, work: Work) -> IssuedCertificate | None:
+        """Attempt until the order is settled; returns its certificate where it was issued just now."""
         pause = _FIRST_PAUSE
+        patience = _INTERNAL_ATTEMPTS
         while True:
             outcome = _Outcome.AGAIN
             try:
-                outcome = await self._attempt(order_id)
+                outcome, certificate = await self._attempt(work, last=patience <= 1)
+                if outcome is _Outcome.SETTLED:
+                    return certificate
             except CaError as error:
-                _log.warning("order waits", order=order_id, error=error.detail)
+                _log.warning("order waits", order=work.id, error=error.detail)
             except Exception:  # noqa: BLE001 - logged with its traceback; the loop goes on
-                _log.exception("order waits", order=order_id)
-            if outcome is _Outcome.SETTLED:
-                return
+                _log.exception("order waits", order=work.id)
+                outcome = _Outcome.FAILED
+            if outcome is _Outcome.FAILED:
+                patience -= 1
             wait = _APPROVAL_PAUSE if outcome is _Outcome.HELD else pause
             # The lease is over the pause too: nobody takes the order over meanwhile.
-            if not await self._still_ours(self._store.prolong_order(order_id, self._lessee(wait))):
-                return
+            if not await self._still_ours(self._store.prolong_order(work.account_id, work.id, self._lessee(wait))):
+                return None
             if await self._drains_within(wait):
-                return
+                return None
             pause = min(pause * 2, _LAST_PAUSE)
 
     async def _drains_within(self, seconds: float) -> bool:
@@ -155,32 +172,35 @@ class Issuing:
         except CaError:
             return True  # the database is away: find out with the next attempt
 
-    async def _attempt(self, order_id: str) -> _Outcome:
-        """Ask the core once."""
-        order = await self._store.order(order_id)
-        if order is None or order.status is not OrderStatus.PROCESSING or order.certificate is not None:
-            return _Outcome.SETTLED
-        request = enrollment_request(order, self._options.tenant, order.csr_der or b"", await self._evidence(order))
+    async def _attempt(self, work: Work, *, last: bool) -> tuple[_Outcome, IssuedCertificate | None]:
+        """Ask the core once, where the order may still be issued; `last`: a failure of ours is final."""
+        found = await self._store.order_work(work.id)
+        if found is None or found.order.status is not OrderStatus.PROCESSING or found.order.certificate is not None:
+            return _Outcome.SETTLED, None if found is None else found.order.certificate
+        order = found.order
+        objection = _objection(found, datetime.now(UTC))
+        if objection is not None:
+            if found.is_live:
+                # What an earlier call became is not known: it may have a certificate in a moment.
+                return _Outcome.AGAIN, None
+            await self._fail(order, objection)
+            return _Outcome.SETTLED, None
         try:
-            await self._core.issue(request)
+            request = enrollment_request(order, self._options.tenant, order.csr_der or b"", _evidence(found))
+            return _Outcome.SETTLED, await self._core.issue(request)
         except CaError as error:
-            if datetime.now(UTC) < order.expires_at:
-                if error.kind is ErrorKind.PENDING_APPROVAL:
-                    return _Outcome.HELD
-                if error.kind in _RETRYABLE:
-                    _log.warning("order not issued yet", order=order_id, error=error.detail)
-                    return _Outcome.AGAIN
+            if error.kind is ErrorKind.PENDING_APPROVAL:
+                return _Outcome.HELD, None
+            if error.kind in _RETRYABLE and error.rule != _LINT and not (last and error.kind is ErrorKind.INTERNAL):
+                _log.warning("order not issued yet", order=order.id, error=error.detail)
+                return _Outcome.FAILED if error.kind is ErrorKind.INTERNAL else _Outcome.AGAIN, None
             await self._fail(order, error)
-        return _Outcome.SETTLED
-
-    async def _evidence(self, order: Order) -> tuple[ValidatedIdentifier, ...]:
-        """How control of each name was shown (recorded with the certificate)."""
-        return tuple(
-            ValidatedIdentifier(authorization.identifier, challenge.type, challenge.validated_at)
-            for authorization in await self._store.authorizations_of_order(order.id)
-            for challenge in authorization.challenges
-            if challenge.status is ChallengeStatus.VALID and challenge.validated_at is not None
-        )
+        except Exception:
+            if not last:
+                raise
+            _log.exception("order failed", order=order.id)
+            await self._fail(order, CaError(ErrorKind.INTERNAL, "the server failed; its log tells why"))
+        return _Outcome.SETTLED, None
 
     async def _fail(self, order: Order, error: CaError) -> None:
         problem = msgspec.json.encode(problem_of(error).json())
@@ -195,4 +215,31 @@ class Issuing:
             reason=error.detail,
             rule=error.rule or error.kind.value,
         )
-        await self._store.fail_order(order.id, problem, [event])
+        await self._store.fail_order(order.account_id, order.id, problem, [event])
+
+
+def _objection(found: OrderWork, now: datetime) -> CaError | None:
+    """Why an order may not be issued (any more), whatever the core would say: what it was accepted on has changed."""
+    if found.account_status is not AccountStatus.VALID:
+        return CaError(ErrorKind.UNAUTHORIZED, f"the account is {found.account_status.value}", rule="acme.account")
+    for authorization in found.authorizations:
+        status = authorization.status_at(now)
+        if status is not AuthorizationStatus.VALID:
+            return CaError(
+                ErrorKind.UNAUTHORIZED,
+                f"the authorization for {authorization.identifier.value} is {status.value}",
+                rule="acme.authorization",
+            )
+    if now >= found.order.expires_at:
+        return CaError(ErrorKind.UNAUTHORIZED, "the order expired before it was issued", rule="acme.expired")
+    return None
+
+
+def _evidence(found: OrderWork) -> tuple[ValidatedIdentifier, ...]:
+    """How control of each name was shown (recorded with the certificate)."""
+    return tuple(
+        ValidatedIdentifier(authorization.identifier, challenge.type, challenge.validated_at)
+        for authorization in found.authorizations
+        for challenge in authorization.challenges
+        if challenge.status is ChallengeStatus.VALID and challenge.validated_at is not None
+    )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.names import Identifier
@@ -65,9 +66,14 @@ CHALLENGE_TRANSITIONS = {
 }
 
 
-def sources_of(target: OrderStatus) -> tuple[str, ...]:
-    """The order states from which `target` may be reached, as a store compares them."""
-    return tuple(source.value for source, targets in ORDER_TRANSITIONS.items() if target in targets)
+def sources_of(target: OrderStatus | AuthorizationStatus | ChallengeStatus) -> tuple[str, ...]:
+    """The states from which `target` may be reached, as a store compares them."""
+    tables: dict[type, dict[Any, frozenset[Any]]] = {
+        OrderStatus: ORDER_TRANSITIONS,
+        AuthorizationStatus: AUTHORIZATION_TRANSITIONS,
+        ChallengeStatus: CHALLENGE_TRANSITIONS,
+    }
+    return tuple(source.value for source, targets in tables[type(target)].items() if target in targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,10 @@ class Authorization:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request for a certificate. `status` is as stored; an order is valid because its certificate exists."""
+    """A request for a certificate. `status` is as stored; an order is valid because its certificate exists.
+
+    So one that failed, or was given up, while the core was at work on it is valid all the same once that is done.
+    """
 
     id: str
     account_id: str

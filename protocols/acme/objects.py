@@ -42,11 +42,11 @@ class PayloadError(Exception):
 
 
 class NewAccount(Struct, frozen=True):
-    """Payload of newAccount (RFC 8555 section 7.3)."""
+    """Payload of newAccount (RFC 8555 section 7.3); null is as if a member were not there: some clients send it."""
 
-    contact: Contacts = ()
-    termsOfServiceAgreed: bool = False
-    onlyReturnExisting: bool = False
+    contact: Contacts | None = None
+    termsOfServiceAgreed: bool | None = None
+    onlyReturnExisting: bool | None = None
     rawBinding: Raw = msgspec.field(default=Raw(), name="externalAccountBinding")
 
     @property

@@ -25,6 +25,10 @@ class AcmeOptions:
     nonce_lifetime: timedelta = timedelta(hours=1)
     validation_attempts: int = 4
     validation_concurrency: int = 50
+    max_validations: int = 500
+    """Challenges of one account that are being validated at once."""
+    retention: timedelta = timedelta(days=30)
+    """How long orders are kept after they, their authorizations and their certificate have expired."""
     max_identifiers: int = 100
     max_contacts: int = 10
     max_open_orders: int = 300

@@ -9,7 +9,7 @@ from typing import Any
 
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
-from ca_server.core.policy import decide, decide_identifiers, refusal
+from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate
@@ -65,7 +65,9 @@ class Orders:
         profile = self._profile(exchange.profile)
         identifiers = self._identifiers([(item.type, item.value) for item in wanted.identifiers])
         names = tuple(item.identifier for item in identifiers)
-        denials = await self._denials(exchange, profile, names)
+        denials = await self._denials(exchange, profile, names) or decide_validity(
+            profile, wanted.notBefore, wanted.notAfter, exchange.now
+        )
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
@@ -187,14 +189,15 @@ class Orders:
         if status is not OrderStatus.READY:
             raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
         await self._check(exchange, order, csr_der)
-        if await self._issuing.begin(order.id, csr_der, exchange.nonce):
-            exchange.nonce_used()
-        else:
+        begun = await self._issuing.begin(order, csr_der, exchange.nonce)
+        exchange.nonce_used()
+        if begun is None:
             # Another finalize of this order came first.
-            again = await self.find(exchange, order_id)
-            if again.csr_der != csr_der:
-                raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {again.status.value}"))
-        return await self._issuing.settled(await self.find(exchange, order_id))
+            begun = await self.find(exchange, order_id)
+            if begun.csr_der != csr_der:
+                status = begun.status_at(exchange.now)
+                raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
+        return await self._issuing.settled(begun)
 
     async def _check(self, exchange: Exchange, order: Order, csr_der: bytes) -> None:
         """Refuse now what the core would refuse later, so that the order stays ready for a better CSR."""

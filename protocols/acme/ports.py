@@ -1,7 +1,9 @@
 """What the ACME front-end needs of the database. Each method is one durable transaction.
 
-`nonce` of a method is used up in the same transaction: NonceReplayedError, and nothing done, where it was used
-before. Events given are committed with the change, and only if there was one.
+`nonce` of a method is used up when it returns, whatever it returns: in the same transaction. NonceReplayedError, and
+nothing done, where it was used before; where the method raises, nothing was done and the nonce is as it was. Events
+given are committed with the change, and only if there was one. `account_id` is the owner's of what is changed: what
+is done for one account is done by one process after the other.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from ca_server.domain.accounts import Account, AccountRegistered
+from ca_server.domain.accounts import Account, AccountRegistered, AccountStatus
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.names import Identifier
@@ -23,10 +25,10 @@ class NonceReplayedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NonceUse:
-    """A nonce to use up; kept until its time of issue is older than the lifetime."""
+    """A nonce to use up; its use is remembered until it has expired."""
 
     nonce: str
-    issued_at: datetime
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,29 @@ class Work:
     """A challenge or an order that this process may work on until its lease runs out."""
 
     id: str
-    lease_until: datetime
+    account_id: str
+    attempt: int = 1
+    """Which attempt at a challenge may be made now: it was counted when the lease was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderWork:
+    """An order in processing with all that decides whether it may be issued, as seen at one moment."""
+
+    order: Order
+    account_status: AccountStatus
+    authorizations: tuple[Authorization, ...]
+    is_live: bool
+    """Whether the core has a serial for it, and so is at work on it or died over it: it may yet get a certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengeWork:
+    """A challenge in processing with what its validation needs; `thumbprint` is of the account's key."""
+
+    challenge: Challenge
+    authorization: Authorization
+    thumbprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +68,16 @@ class Lessee:
     holder: str
     now: datetime
     duration: timedelta
+
+    @property
+    def until(self) -> datetime:
+        """When the lease runs out."""
+        return self.now + self.duration
+
+    @property
+    def earlier(self) -> str:
+        """What begins the names of the holders that this one replaces: earlier runs of the same process."""
+        return self.holder.rpartition("/")[0] + "/"
 
 
 class AcmeStore(Protocol):
@@ -80,9 +114,9 @@ class AcmeStore(Protocol):
         """Change what is not None of a valid account."""
 
     async def deactivate_account(
-        self, account_id: str, now: datetime, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account_id: str, error: bytes, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> Account:
-        """Deactivate an account, its pending and valid authorizations, and its unfinished orders."""
+        """Deactivate an account and its authorizations; its orders without a certificate fail with `error`."""
 
     async def create_order(
         self,
@@ -99,7 +133,10 @@ class AcmeStore(Protocol):
         """
 
     async def order(self, order_id: str) -> Order | None:
-        """An order with its authorizations and, once issued, its certificate."""
+        """An order with the ids of its authorizations and, once issued, its certificate."""
+
+    async def order_work(self, order_id: str) -> OrderWork | None:
+        """An order with what decides whether it may be issued."""
 
     async def orders_of(self, account_id: str, after: str | None, limit: int) -> tuple[str, ...]:
         """Ids of an account's orders, oldest first, after the id given."""
@@ -107,29 +144,48 @@ class AcmeStore(Protocol):
     async def authorization(self, authorization_id: str) -> Authorization | None:
         """An authorization with its challenges."""
 
-    async def authorizations_of_order(self, order_id: str) -> tuple[Authorization, ...]:
-        """The authorizations of an order with their challenges."""
-
     async def challenge(self, challenge_id: str) -> tuple[Challenge, Authorization] | None:
         """A challenge with its authorization."""
 
+    async def challenge_work(self, challenge_id: str) -> ChallengeWork | None:
+        """A challenge with what its validation needs; None where there is nothing to validate (any more)."""
+
     async def deactivate_authorization(
-        self, authorization_id: str, now: datetime, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        account_id: str,
+        authorization_id: str,
+        error: bytes,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
     ) -> Authorization:
-        """Deactivate a pending or valid authorization; unfinished orders that need it become invalid."""
+        """Deactivate a pending or valid authorization; its orders without a certificate fail with `error`."""
 
-    async def begin_challenge(self, challenge_id: str, lessee: Lessee, nonce: NonceUse | None) -> bool:
-        """Take a pending challenge of a pending authorization to processing; false where it is not pending."""
+    async def begin_challenge(
+        self, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int, nonce: NonceUse | None
+    ) -> bool:
+        """Take a pending challenge of a pending authorization to processing, its first attempt counted.
 
-    async def claim_challenges(self, lessee: Lessee, limit: int, node: str | None = None) -> tuple[str, ...]:
-        """Take over challenges in processing whose lease has run out, and those that processes of `node` hold."""
+        False where it is not pending; RATE_LIMITED where the account has `max_processing` in processing.
+        """
 
-    async def record_attempt(self, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
-        """Keep what a failed attempt saw and prolong the lease; false where the lease was lost."""
+    async def claim_challenges(
+        self, lessee: Lessee, limit: int, error: bytes, *, restarted: bool = False
+    ) -> tuple[Work, ...]:
+        """Take over challenges in processing whose lease ran out, the next attempt counted; accounts take turns.
+
+        `restarted`: those that the holder's earlier runs had, too. Challenges whose authorization was settled or has
+        expired are not worked on: they become invalid with `error`.
+        """
+
+    async def keep_challenges(self, lessee: Lessee, works: Sequence[Work]) -> frozenset[str]:
+        """Prolong leases; returns the ids whose lease the holder still has."""
+
+    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+        """Keep what a failed attempt saw, count the next and prolong the lease; false where the lease was lost."""
 
     async def finish_challenge(
         self,
-        challenge_id: str,
+        work: ChallengeWork,
         holder: str,
         error: bytes | None,
         now: datetime,
@@ -139,21 +195,30 @@ class AcmeStore(Protocol):
         """Settle a challenge, its authorization, and the orders that waited for it: in one transaction.
 
         Without error the authorization is valid until `valid_until`, and orders all of whose authorizations are
-        valid become ready; with one the authorization and its unfinished orders become invalid. False where the
-        lease was lost or the challenge settled before.
+        valid become ready; with one the authorization becomes invalid, and orders without a certificate fail with
+        it. False, and nothing done, where the lease was lost, the challenge settled before, or the authorization can't
+        become valid (any more).
         """
 
-    async def begin_finalize(self, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None) -> bool:
+    async def begin_finalize(
+        self, account_id: str, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None
+    ) -> bool:
         """Take a ready order to processing with its CSR; false where it is not ready (any more)."""
 
-    async def claim_orders(self, lessee: Lessee, limit: int, node: str | None = None) -> tuple[str, ...]:
-        """Take over orders in processing without a certificate whose lease has run out, or that `node` holds."""
+    async def claim_orders(self, lessee: Lessee, limit: int, *, restarted: bool = False) -> tuple[Work, ...]:
+        """Take over orders in processing without a certificate whose lease has run out; `restarted` as above."""
 
-    async def prolong_order(self, order_id: str, lessee: Lessee) -> bool:
+    async def prolong_order(self, account_id: str, order_id: str, lessee: Lessee) -> bool:
         """Prolong the lease on an order in processing; false where another holds it."""
 
-    async def fail_order(self, order_id: str, error: bytes, events: Sequence[AuditEvent]) -> bool:
+    async def fail_order(self, account_id: str, order_id: str, error: bytes, events: Sequence[AuditEvent]) -> bool:
         """Make an order in processing invalid; false where it has a certificate or is not processing."""
+
+    async def expired_orders(self, before: datetime, limit: int) -> tuple[str, ...]:
+        """Orders that expired before, with all their authorizations, and that no certificate valid since needs."""
+
+    async def forget_orders(self, order_ids: Sequence[str]) -> None:
+        """Delete orders, with the authorizations and challenges that no other order has."""
 
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         """The stored certificate that is byte for byte the one given."""
@@ -164,8 +229,8 @@ class AcmeStore(Protocol):
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         """Whether a public key is on the blocklist."""
 
-    async def prune(self, nonces_before: datetime, limit: int) -> int:
-        """Forget nonces that were issued before; returns how many."""
+    async def prune(self, before: datetime, limit: int) -> int:
+        """Forget nonces that expired before; returns how many."""
 
 
 class ProfileSource(Protocol):

@@ -1,6 +1,15 @@
 """Where ACME resources are. Entry points are per profile; resources belong to the account alone."""
 
+import re
 from dataclasses import dataclass
+
+ID = "[A-Za-z0-9_-]{1,64}"
+"""What an id looks like in a URL, as a regular expression; nothing else reaches the database."""
+
+
+def is_id(text: str) -> bool:
+    """Whether the text can be an id of ours."""
+    return re.fullmatch(ID, text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +61,4 @@ class Urls:
         """The account id in a `kid`; None where it is no account URL of this server."""
         prefix = self.account("")
         account_id = kid.removeprefix(prefix)
-        return account_id if kid.startswith(prefix) and account_id and "/" not in account_id else None
+        return account_id if kid.startswith(prefix) and is_id(account_id) else None

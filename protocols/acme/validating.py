@@ -1,8 +1,16 @@
-"""Validation in the background: a bounded pool works on challenges under a lease, with several attempts each."""
+"""Validation in the background: a bounded pool works on challenges under a lease, with several attempts each.
+
+Accounts take turns, and none has more than half of the pool, so that one with a thousand names that do not answer does
+not make the others wait. Between two attempts a challenge holds nothing but its lease. An attempt is counted in the
+database before it is made: one that takes the process with it is not made for ever.
+"""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 import structlog
@@ -10,25 +18,47 @@ import structlog
 from ca_server.core.audit import EventFactory
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError
-from protocols.acme.jwk import parse_jwk
 from protocols.acme.model import Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore, Lessee, NonceUse
+from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
 from protocols.acme.validation import ValidationProblem, ValidationTarget, Validator, key_authorization
 
 _log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=90)
+_PROLONGED = timedelta(seconds=60)
+"""What waits for its turn has its lease prolonged when less than this is left."""
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between attempts: DNS records and web servers of clients may be a moment late."""
+_LONGEST_ATTEMPT = 60.0
+"""Seconds, whatever a validator's own limit; shorter than the lease."""
 _CLAIM_LIMIT = 100
+_PROLONG_LIMIT = 500
+_GIVEN_UP = Problem(ErrorType.UNAUTHORIZED, "the authorization was settled, or expired, before this was validated")
+_INTERRUPTED = ValidationProblem("serverInternal", "validation was interrupted too often", retryable=False)
+_FAILED = ValidationProblem("serverInternal", "the server failed to validate; its log tells why", retryable=True)
 
 ObserveValidation = Callable[[str, str], None]
 
 
+@dataclass(slots=True)
+class _Job:
+    """A challenge that this process has the lease of; `found` where it is known without a look into the database."""
+
+    work: Work
+    lease_until: datetime
+    found: ChallengeWork | None = None
+    timer: asyncio.TimerHandle | None = None
+    """Set between two attempts."""
+
+
 class Validating:
-    """Works on challenges that clients said are ready. `_tasks` has the one task of each in this process."""
+    """Works on challenges that clients said are ready. All fields are owned by the event loop.
+
+    `_jobs` has all challenges of this process, `_queues` those that wait for their turn, by account in the order of
+    turns, `_running` the number under way by account.
+    """
 
     def __init__(
         self,
@@ -45,85 +75,185 @@ class Validating:
         self._events = events
         self._holder = holder
         self._observe = observe
-        self._slots = asyncio.Semaphore(options.validation_concurrency)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._slots = options.validation_concurrency
+        self._share = max(1, options.validation_concurrency // 2)
+        self._jobs: dict[str, _Job] = {}
+        self._queues: dict[str, deque[_Job]] = {}
+        self._running: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
-    def _lessee(self) -> Lessee:
-        return Lessee(self._holder, datetime.now(UTC), LEASE)
+    def _lessee(self, pause: float = 0.0) -> Lessee:
+        return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
-    async def begin(self, challenge_id: str, nonce: NonceUse | None) -> bool:
-        """Take a pending challenge to processing, committed, and start work; false where it is not pending."""
-        if not await self._store.begin_challenge(challenge_id, self._lessee(), nonce):
-            return False
-        if self._options.unsafe_skip_validation and (found := await self._store.challenge(challenge_id)):
-            await self._finish(*found, None, skipped="true")
-        else:
-            self._start(challenge_id)
-        return True
+    async def begin(
+        self, challenge: Challenge, authorization: Authorization, thumbprint: str, nonce: NonceUse | None
+    ) -> Challenge | None:
+        """Take a pending challenge to processing, committed, and start work; None where it is not pending.
 
-    async def resume(self, node: str | None = None) -> int:
-        """Take over challenges whose lease ran out; with `node`, at a start, what its earlier processes held."""
-        claimed = await self._store.claim_challenges(self._lessee(), _CLAIM_LIMIT, node)
-        for challenge_id in claimed:
-            self._start(challenge_id)
+        RATE_LIMITED where the account has too many in processing.
+        """
+        account_id, lessee = authorization.account_id, self._lessee()
+        if not await self._store.begin_challenge(
+            account_id, challenge.id, lessee, self._options.max_validations, nonce
+        ):
+            return None
+        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1)
+        found = ChallengeWork(begun, authorization, thumbprint)
+        if self._options.unsafe_skip_validation:
+            await self._finish(found, None, skipped="true")
+            done = await self._store.challenge(challenge.id)
+            return begun if done is None else done[0]
+        self._add(_Job(Work(challenge.id, account_id), lessee.until, found))
+        return begun
+
+    async def resume(self, *, restarted: bool = False) -> int:
+        """Take over challenges whose lease ran out; `restarted`, at a start, what this process had before."""
+        await self._prolong()
+        room = min(_CLAIM_LIMIT, 2 * self._slots - len(self._jobs))
+        if room <= 0:
+            return 0
+        lessee = self._lessee()
+        claimed = await self._store.claim_challenges(
+            lessee, room, msgspec.json.encode(_GIVEN_UP.json()), restarted=restarted
+        )
+        for work in claimed:
+            self._add(_Job(work, lessee.until))
         return len(claimed)
+
+    async def _prolong(self) -> None:
+        """Keep the leases of what waits here."""
+        soon = datetime.now(UTC) + _PROLONGED
+        short = [job for job in self._jobs.values() if job.lease_until < soon][:_PROLONG_LIMIT]
+        if not short:
+            return
+        lessee = self._lessee()
+        kept = await self._store.keep_challenges(lessee, [job.work for job in short])
+        for job in short:
+            if job.work.id in kept:
+                job.lease_until = max(job.lease_until, lessee.until)
+            else:
+                self._drop(job)
 
     async def stop(self) -> None:
         """Stop: what is under way is left to its lease, and taken up after a restart or by another front."""
-        for task in list(self._tasks.values()):
+        self._stopped = True
+        for job in self._jobs.values():
+            if job.timer is not None:
+                job.timer.cancel()
+        self._queues.clear()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, challenge_id: str) -> None:
-        if challenge_id in self._tasks:
+    # --- Turns ----------------------------------------------------------------------------------------------------
+
+    def _add(self, job: _Job) -> None:
+        if job.work.id not in self._jobs:
+            self._jobs[job.work.id] = job
+            self._enqueue(job)
+
+    def _enqueue(self, job: _Job) -> None:
+        job.timer = None
+        if self._stopped:
             return
-        task = asyncio.create_task(self._work(challenge_id), name=f"acme challenge {challenge_id}")
-        self._tasks[challenge_id] = task
-        task.add_done_callback(lambda _done: self._tasks.pop(challenge_id, None))
+        self._queues.setdefault(job.work.account_id, deque()).append(job)
+        self._dispatch()
 
-    async def _work(self, challenge_id: str) -> None:
+    def _drop(self, job: _Job) -> None:
+        """Forget a challenge; whoever has its lease works on it."""
+        if job.timer is not None:
+            job.timer.cancel()
+        self._jobs.pop(job.work.id, None)
+
+    def _dispatch(self) -> None:
+        """Start attempts while there are slots, one account after the other."""
+        while len(self._tasks) < self._slots:
+            account_id = next((each for each in self._queues if self._running.get(each, 0) < self._share), None)
+            if account_id is None:
+                return
+            queue = self._queues.pop(account_id)
+            job = queue.popleft()
+            if queue:
+                self._queues[account_id] = queue  # behind the others
+            if self._jobs.get(job.work.id) is not job:
+                continue  # its lease was lost meanwhile
+            self._running[account_id] = self._running.get(account_id, 0) + 1
+            task = asyncio.create_task(self._attempt(job), name=f"acme challenge {job.work.id}")
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._ended, account_id))
+
+    def _ended(self, account_id: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._running[account_id] -= 1
+        if not self._running[account_id]:
+            del self._running[account_id]
+        if not self._stopped:
+            self._dispatch()
+
+    # --- Attempts -------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, job: _Job) -> None:
+        """One attempt, in a slot; then another later, or the end."""
         try:
-            async with self._slots:
-                await self._validate(challenge_id)
-        except CaError as error:
-            _log.warning("validation left to its lease", challenge=challenge_id, error=error.detail)
-        except Exception:  # noqa: BLE001 - logged with its traceback; the loop goes on
-            _log.exception("validation left to its lease", challenge=challenge_id)
+            pause = await self._validate(job)
+        except Exception as error:  # noqa: BLE001 - logged with its traceback where it is none of the database
+            detail = error.detail if isinstance(error, CaError) else "failed"
+            _log.warning(
+                "validation left to its lease",
+                challenge=job.work.id,
+                error=detail,
+                exc_info=None if isinstance(error, CaError) else error,
+            )
+            pause = None
+        if pause is None:
+            self._drop(job)
+        elif not self._stopped:
+            job.timer = asyncio.get_running_loop().call_later(pause, self._enqueue, job)
 
-    async def _validate(self, challenge_id: str) -> None:
-        found = await self._store.challenge(challenge_id)
-        if found is None or found[0].status is not ChallengeStatus.PROCESSING:
-            return
-        challenge, authorization = found
-        account = await self._store.account(authorization.account_id)
-        if account is None:
-            return
-        authorized = key_authorization(challenge.token, parse_jwk(account.jwk).thumbprint)
-        target = ValidationTarget(authorization.identifier, challenge.token, authorized)
+    async def _validate(self, job: _Job) -> float | None:
+        """Try once and record it; returns the seconds until the next attempt, None where there is none."""
+        found = job.found or await self._store.challenge_work(job.work.id)
+        if found is None:
+            return None
+        job.found = found
+        limit = self._options.validation_attempts
+        problem = _INTERRUPTED if job.work.attempt > limit else await self._try(found)
+        if problem is None or not problem.retryable or job.work.attempt >= limit:
+            await self._finish(found, problem)
+            return None
+        _log.info("validation attempt failed", challenge=job.work.id, attempt=job.work.attempt, saw=problem.detail)
+        pause = _PAUSES[min(job.work.attempt, len(_PAUSES)) - 1]
+        lessee = self._lessee(pause)
+        if not await self._store.record_attempt(job.work.account_id, job.work.id, lessee, _document(problem)):
+            return None
+        job.work = replace(job.work, attempt=job.work.attempt + 1)
+        job.lease_until = lessee.until
+        return pause
+
+    async def _try(self, found: ChallengeWork) -> ValidationProblem | None:
+        """Validate once; what a validator raises is a failed attempt."""
+        challenge, authorization = found.challenge, found.authorization
         validator = self._validators.get(challenge.type)
         if validator is None:
-            switched_off = ValidationProblem("serverInternal", f"{challenge.type} was switched off", retryable=False)
-            await self._finish(challenge, authorization, switched_off)
-            return
-        problem: ValidationProblem | None = None
-        for attempt in range(challenge.attempts, self._options.validation_attempts):
-            problem = await validator.validate(target)
-            if problem is None or not problem.retryable:
-                break
-            _log.info("validation attempt failed", challenge=challenge_id, attempt=attempt + 1, saw=problem.detail)
-            if attempt + 1 == self._options.validation_attempts:
-                break
-            if not await self._store.record_attempt(challenge_id, self._lessee(), _document(problem)):
-                return
-            await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
-        else:
-            problem = ValidationProblem("serverInternal", "validation was interrupted too often", retryable=False)
-        await self._finish(challenge, authorization, problem)
+            return ValidationProblem("serverInternal", f"{challenge.type} was switched off", retryable=False)
+        target = ValidationTarget(
+            authorization.identifier, challenge.token, key_authorization(challenge.token, found.thumbprint)
+        )
+        try:
+            async with asyncio.timeout(_LONGEST_ATTEMPT):
+                return await validator.validate(target)
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            _log.exception("a validator failed", challenge=challenge.id, type=challenge.type)
+            return _FAILED
 
-    async def _finish(
-        self, challenge: Challenge, authorization: Authorization, problem: ValidationProblem | None, **extra: str
-    ) -> None:
+    async def _finish(self, found: ChallengeWork, problem: ValidationProblem | None, **extra: str) -> None:
         now = datetime.now(UTC)
+        challenge, authorization = found.challenge, found.authorization
+        if problem is None and now >= authorization.expires_at:
+            problem = ValidationProblem(
+                "unauthorized", "the authorization expired before it was validated", retryable=False
+            )
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
             outcome=Outcome.SUCCESS if problem is None else Outcome.FAILURE,
@@ -134,7 +264,7 @@ class Validating:
             extra={"challenge": challenge.type, **extra},
         )
         await self._store.finish_challenge(
-            challenge.id,
+            found,
             self._holder,
             None if problem is None else _document(problem),
             now,

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -11,9 +11,9 @@ from aiohttp import web
 
 from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
-from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError
+from ca_server.web.middleware import render_refusals
 from protocols.acme.accounts import Accounts
 from protocols.acme.authorizations import Authorizations
 from protocols.acme.exchange import Doorkeeper, Exchange
@@ -26,9 +26,10 @@ from protocols.acme.options import AcmeOptions
 from protocols.acme.orders import Orders, pem_chain
 from protocols.acme.ports import AcmeStore, NonceReplayedError, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError, internal_problem, problem_of
+from protocols.acme.refusals import Refusals
 from protocols.acme.rendering import response as problem_response
 from protocols.acme.revocation import Revocations
-from protocols.acme.urls import Urls
+from protocols.acme.urls import ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
 from protocols.acme.validation import validators
 
@@ -36,12 +37,19 @@ _log = structlog.get_logger(__name__)
 
 RESUME_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
+REFUSALS_SECONDS = 60.0
+"""One event tells of all requests without a genuine nonce in this time."""
 PRUNE_LIMIT = 10_000
+FORGET_LIMIT = 200
+RETENTION_INTERVAL = timedelta(minutes=10)
 DEFAULT = "default"
 RETRY_AFTER = "1"
 """Seconds until a client should look again at what is being worked on."""
 _BODY_ERRORS = (web.HTTPRequestEntityTooLarge,)
 
+_FIRST_SERVER_ERROR = 500
+
+T = TypeVar("T", bound=web.StreamResponse)
 Answer = Callable[[web.Request, Exchange], Awaitable[web.Response]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -68,7 +76,8 @@ class AcmeFrontEnd:
         self._events = events
         self._urls = Urls(options.external_url, options.default_profile)
         self._nonces = NonceBook(nonce_key, options.nonce_lifetime)
-        self._door = Doorkeeper(options, store, self._nonces, self._urls, events)
+        self._refusals = Refusals(store, events)
+        self._door = Doorkeeper(options, store, self._nonces, self._urls, events, self._refusals)
         self._issuing = Issuing(options, store, core, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
         self._accounts = Accounts(options, store, core, self._urls)
@@ -76,40 +85,70 @@ class AcmeFrontEnd:
         self._authorizations = Authorizations(store, self._validating, self._urls)
         self._revocations = Revocations(store, core)
         self._housekeeping: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._retention_due = datetime.now(UTC)
+        """Owned by the task of the housekeeping."""
 
     # --- Life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take up work that was left, and go on looking for it."""
         self._housekeeping = asyncio.create_task(self._keep_house(), name="acme housekeeping")
+        self._counting = asyncio.create_task(self._record_refusals(), name="acme refusals")
 
     async def stop(self) -> None:
         """Finish issuance under way within a limit; leave validations to their leases."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        tasks = [task for task in (self._housekeeping, self._counting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._record_refusals_once()
         await self._issuing.drain(DRAIN_SECONDS)
         await self._validating.stop()
 
     async def _keep_house(self) -> None:
-        # The first time, also what a process of this node left behind whose lease still runs: it was restarted.
-        node: str | None = self._events.node
+        # The first time, also what an earlier run of this process left behind whose lease still runs.
+        restarted = True
         while True:
             try:
-                await self._issuing.resume(node)
-                await self._validating.resume(node)
-                node = None
-                await self._store.prune(datetime.now(UTC) - 2 * self._options.nonce_lifetime, PRUNE_LIMIT)
+                await self._issuing.resume(restarted=restarted)
+                await self._validating.resume(restarted=restarted)
+                restarted = False
+                await self._forget()
             except CaError as error:
                 _log.warning("acme housekeeping waits", error=error.detail)
             except Exception:  # noqa: BLE001 - logged with its traceback; the loop goes on
                 _log.exception("acme housekeeping waits")
             await asyncio.sleep(RESUME_SECONDS)
 
+    async def _record_refusals(self) -> None:
+        while True:
+            await asyncio.sleep(REFUSALS_SECONDS)
+            await self._record_refusals_once()
+
+    async def _record_refusals_once(self) -> None:
+        try:
+            await self._refusals.record()
+        except CaError as error:
+            _log.warning("refusals not on record yet", error=error.detail)
+
+    async def _forget(self) -> None:
+        """Delete what nobody can use any more: nonces at once, orders when their retention is over."""
+        now = datetime.now(UTC)
+        # By every node's clock, and a nonce that was refused a moment ago is told to have expired, not been used.
+        while await self._store.prune(now - self._options.nonce_lifetime, PRUNE_LIMIT) == PRUNE_LIMIT:
+            pass
+        if now < self._retention_due:
+            return
+        while found := await self._store.expired_orders(now - self._options.retention, FORGET_LIMIT):
+            await self._store.forget_orders(found)
+        self._retention_due = now + RETENTION_INTERVAL
+
     # --- Routes ---------------------------------------------------------------------------------------------------
 
     def register(self, application: web.Application) -> None:
         """Add the routes; entry points come with and without a profile."""
+        render_refusals(application, "/acme/", self._refusal)
         add = application.router.add_route
         for prefix in ("/acme", "/acme/{profile:[a-z0-9][a-z0-9-]{0,62}}"):
             add("GET", f"{prefix}/directory", self._guarded(self._directory))
@@ -118,13 +157,14 @@ class AcmeFrontEnd:
             add("POST", f"{prefix}/new-account", self._signed(self._new_account, by_key=True))
             add("POST", f"{prefix}/new-order", self._signed(self._new_order))
             add("POST", f"{prefix}/revoke-cert", self._signed(self._revoke, by_key=True))
-        add("POST", "/acme/account/{id}", self._signed(self._account))
-        add("POST", "/acme/account/{id}/orders", self._signed(self._account_orders))
-        add("POST", "/acme/order/{id}", self._signed(self._order))
-        add("POST", "/acme/order/{id}/finalize", self._signed(self._finalize))
-        add("POST", "/acme/authorization/{id}", self._signed(self._authorization))
-        add("POST", "/acme/challenge/{id}", self._signed(self._challenge))
-        add("POST", "/acme/certificate/{id}", self._signed(self._certificate))
+        which = f"{{id:{ID}}}"
+        add("POST", f"/acme/account/{which}", self._signed(self._account))
+        add("POST", f"/acme/account/{which}/orders", self._signed(self._account_orders))
+        add("POST", f"/acme/order/{which}", self._signed(self._order))
+        add("POST", f"/acme/order/{which}/finalize", self._signed(self._finalize))
+        add("POST", f"/acme/authorization/{which}", self._signed(self._authorization))
+        add("POST", f"/acme/challenge/{which}", self._signed(self._challenge))
+        add("POST", f"/acme/certificate/{which}", self._signed(self._certificate))
         add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -135,14 +175,24 @@ class AcmeFrontEnd:
                 answer = await handler(request)
             except Exception as error:  # noqa: BLE001 - every error has its problem document
                 answer = problem_response(self._problem(request, error))
-            if request.method == "POST":
-                answer.headers["Replay-Nonce"] = self._nonces.issue()
-                answer.headers.setdefault("Cache-Control", "no-store")
-            profile = self._known_profile(request) or self._options.default_profile
-            answer.headers.add("Link", f'<{self._urls.directory(profile)}>;rel="index"')
-            return answer
+            return self._completed(request, answer)
 
         return guarded
+
+    def _completed(self, request: web.Request, answer: T) -> T:
+        """Put on what every answer carries."""
+        if request.method == "POST":
+            answer.headers["Replay-Nonce"] = self._nonces.issue()
+            answer.headers.setdefault("Cache-Control", "no-store")
+        profile = self._known_profile(request) or self._options.default_profile
+        answer.headers.add("Link", f'<{self._urls.directory(profile)}>;rel="index"')
+        return answer
+
+    def _refusal(self, request: web.Request, status: int, detail: str, retry_after: int | None) -> web.Response:
+        """How the listener's limits say no on ACME's URLs."""
+        kind = ErrorType.SERVER_INTERNAL if status >= _FIRST_SERVER_ERROR else ErrorType.MALFORMED
+        problem = Problem(kind, detail, status, retry_after=retry_after)
+        return self._completed(request, problem_response(problem))
 
     def _problem(self, request: web.Request, error: Exception) -> Problem:
         """The one place where an error becomes a problem document."""
@@ -160,11 +210,7 @@ class AcmeFrontEnd:
 
         async def signed(request: web.Request) -> web.StreamResponse:
             profile = self._profile(request)
-            try:
-                exchange = await self._door.open(request, profile, by_key=by_key)
-            except (JwsError, CaError, ProblemError) as error:
-                await self._record_refused(request, profile, error)
-                raise
+            exchange = await self._door.open(request, profile, by_key=by_key)
             try:
                 response = await answer(request, exchange)
             except NonceReplayedError:
@@ -177,22 +223,6 @@ class AcmeFrontEnd:
             return response
 
         return self._guarded(signed)
-
-    async def _record_refused(self, request: web.Request, profile: str, error: Exception) -> None:
-        """Put a request that was not let in on record: who it claims to be is not known."""
-        problem = self._problem(request, error)
-        _log.info("acme request refused", problem=problem.type.value, detail=problem.detail, remote=request.remote)
-        if problem.type in {ErrorType.UNAUTHORIZED, ErrorType.BAD_SIGNATURE_ALGORITHM, ErrorType.BAD_PUBLIC_KEY}:
-            event = self._events.make(
-                EventType.ACCESS_REFUSED,
-                outcome=Outcome.DENIED,
-                source=request.remote,
-                profile=profile,
-                object=request.path[:200],
-                reason=problem.detail,
-                rule=f"jws.{problem.type.value}",
-            )
-            await self._store.record([event], None)
 
     def _known_profile(self, request: web.Request) -> str | None:
         """The profile of an entry point, where it is one for ACME; `default` is the configured default."""
@@ -242,7 +272,7 @@ class AcmeFrontEnd:
         )
 
     async def _nowhere(self, request: web.Request) -> web.Response:
-        allowed = await self._allowed_methods(request)
+        allowed = self._allowed_methods(request)
         if allowed:
             problem = Problem(ErrorType.MALFORMED, f"{request.method} is not for this URL; use {allowed}", status=405)
             answer = problem_response(problem)
@@ -250,16 +280,17 @@ class AcmeFrontEnd:
             return answer
         return problem_response(Problem(ErrorType.MALFORMED, "there is nothing at this URL", status=404))
 
-    async def _allowed_methods(self, request: web.Request) -> str:
+    def _allowed_methods(self, request: web.Request) -> str:
         """The methods of the other routes of this path."""
-        methods = set()
+        path = request.rel_url.raw_path
+        methods: set[str] = set()
         for resource in request.app.router.resources():
             if resource.canonical == "/acme/{rest}":
                 continue
-            for route in resource:
-                match, _ = await resource.resolve(request.clone(method=route.method))
-                if match is not None:
-                    methods.add(route.method)
+            info = resource.get_info()
+            pattern = info.get("pattern")
+            if path == info.get("path") or (pattern is not None and pattern.fullmatch(path)):
+                methods.update(route.method for route in resource)
         return ", ".join(sorted(methods))
 
     # --- Signed ---------------------------------------------------------------------------------------------------
@@ -283,7 +314,10 @@ class AcmeFrontEnd:
 
     async def _account_orders(self, request: web.Request, exchange: Exchange) -> web.Response:
         self._check_own(request, exchange)
-        page = await self._accounts.orders(exchange.own_account, request.query.get("after"))
+        after = request.query.get("after")
+        if after is not None and not is_id(after):
+            raise ProblemError(Problem(ErrorType.MALFORMED, "after is the id of an order"))
+        page = await self._accounts.orders(exchange.own_account, after)
         answer = _json({"orders": [self._urls.order(order_id) for order_id in page.ids]})
         if page.next_after is not None:
             url = f"{self._urls.account_orders(exchange.own_account.id)}?after={page.next_after}"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from hashlib import sha256
+from http import HTTPStatus
 
 import structlog
 from aiohttp import web
@@ -13,6 +14,7 @@ from ca_server.core.ocsp_codec import MAX_REQUEST, ResponseStatus, error_respons
 from ca_server.core.ports import CorePort, IssuerStore, OcspAnswer, OcspQuery, RevocationStore
 from ca_server.domain.certificates import Crl, IssuerKey
 from ca_server.domain.errors import CaError
+from ca_server.web.middleware import render_refusals
 from protocols.status.wire import IssuerPath, MalformedPathError, decode_get_path, parse_issuer_path
 
 _log = structlog.get_logger()
@@ -20,6 +22,7 @@ _log = structlog.get_logger()
 FRESH_SECONDS = 1.0
 """How long a front may answer from what it read last: the bound on how late it shows a new CRL."""
 MAX_AGE = 300
+_FIRST_SERVER_ERROR = 500
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -46,6 +49,7 @@ class StatusFrontEnd:
 
     def register(self, application: web.Application) -> None:
         """Add the routes."""
+        render_refusals(application, "/ocsp", _limited, max_body=MAX_REQUEST)
         application.router.add_post("/ocsp", self.ocsp_post)
         application.router.add_get("/ocsp/{request:.*}", self.ocsp_get)
         application.router.add_post("/ocsp/", self.ocsp_post)
@@ -166,6 +170,17 @@ class StatusFrontEnd:
             content_type="application/pkix-cert",
             headers={"Cache-Control": f"max-age={MAX_AGE}, public"},
         )
+
+
+def _limited(_request: web.Request, status: int, _detail: str, retry_after: int | None) -> web.Response:
+    """How limits say no to an OCSP client (RFC 6960 section 4.2.1): a request that is too long is malformed."""
+    late = status >= _FIRST_SERVER_ERROR
+    answer = _ocsp_error(ResponseStatus.TRY_LATER if late else ResponseStatus.MALFORMED_REQUEST)
+    if status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        answer.set_status(status)
+    if retry_after is not None:
+        answer.headers["Retry-After"] = str(retry_after)
+    return answer
 
 
 def _ocsp_error(status: ResponseStatus) -> web.Response:

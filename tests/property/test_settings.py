@@ -8,8 +8,9 @@ import tomlkit
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ca_server.configuration import load_settings
 from ca_server.domain.errors import ConfigurationError
-from ca_server.settings import Settings, load_settings
+from ca_server.settings import Settings
 
 
 def paths(kind: type[msgspec.Struct], prefix: str = "") -> list[str]:

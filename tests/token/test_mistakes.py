@@ -10,8 +10,9 @@ from pkcs11 import PKCS11Error, exceptions
 from tokenlib.place import LABEL, MODULE, PIN, SO_PIN, Place, need
 
 from ca_server.bootstrap.token import pin_source, token_options
+from ca_server.configuration import load_settings
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
-from ca_server.settings import Home, Settings, load_settings
+from ca_server.settings import Home, Settings
 from hsm.failures import login_failure, unavailable
 from hsm.keys import open_keystore
 from hsm.module import Module

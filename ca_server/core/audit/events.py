@@ -203,8 +203,12 @@ def _fitted(event: AuditEvent) -> AuditEvent:
 
 
 def _clean(value: Any) -> Any:
-    """Escape what is not Unicode (lone surrogates), so that hostile text can't keep its event off the record."""
+    """Escape what is not Unicode (lone surrogates), and NUL, which PostgreSQL's text can't hold.
+
+    So no hostile text keeps its event off the record.
+    """
     if isinstance(value, str):
+        value = value.replace("\0", "\\x00")
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, tuple):
         return tuple(_clean(item) for item in value)

@@ -215,7 +215,10 @@ class Sequencer:
         held = self._lease
         if held is not None and held.expires_at - now > self._lease_duration / 2:
             return True
-        self._lease = await self._coordination.acquire_lease(LEASE_NAME, self._holder, now, self._lease_duration)
+        # What an earlier boot of this node held is this one's at once: it was fenced off.
+        self._lease = await self._coordination.acquire_lease(
+            LEASE_NAME, self._holder, now, self._lease_duration, node=self._holder.partition("/")[0]
+        )
         if self._lease is None or held is None or self._lease.fence != held.fence:
             self._tree = None  # others may have sealed meanwhile
         return self._lease is not None

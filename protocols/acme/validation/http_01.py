@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 import aiohttp
+import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -24,6 +25,8 @@ from protocols.acme.validation.model import (
     shown,
 )
 from protocols.acme.validation.resolver import DnsFailure, Resolver
+
+_log = structlog.get_logger(__name__)
 
 USER_AGENT = "ca-server (ACME http-01 validation)"
 MAX_LOCATION = 2048
@@ -105,6 +108,9 @@ class Http01Validator:
             return problem("connection", f"{url}: not done in {self._policy.timeout:g} s", retryable=True)
         except _FailedError as failure:
             return failure.problem
+        except Exception as error:  # noqa: BLE001 - whatever a peer provokes is its own failure
+            _log.warning("http-01 failed in a way not foreseen", name=target.identifier.value, exc_info=error)
+            return problem("incorrectResponse", f"{url}: the answer can't be used", retryable=False)
         return None
 
     async def _fetch(self, url: URL, expected: str) -> None:
@@ -123,12 +129,12 @@ class Http01Validator:
             raise _FailedError("incorrectResponse", f"{url}: a redirect without a usable Location", retryable=False)
         try:
             following = url.join(URL(location)).with_fragment(None)
-            port = following.port
-        except ValueError as error:
+            host, port = following.raw_host, following.port
+        except Exception as error:  # what yarl raises for hostile text is more than ValueError
             raise _FailedError(
                 "incorrectResponse", f"{url}: redirects to no URL: {location!r}", retryable=False
             ) from error
-        if following.scheme not in {"http", "https"} or not following.host or port is None:
+        if following.scheme not in {"http", "https"} or not host or port is None:
             raise _FailedError("connection", f"{url}: redirects to {location!r}, not http or https", retryable=False)
         if following.user is not None or following.password is not None:
             raise _FailedError("connection", f"{url}: redirects to a URL with credentials", retryable=False)
@@ -138,7 +144,7 @@ class Http01Validator:
 
     async def _checked_addresses(self, url: URL) -> tuple[IPAddress, ...]:
         """Addresses of the URL's host that policy lets us connect to; at least one."""
-        host = url.host or ""
+        host = url.raw_host or ""  # as it goes into DNS: `host` has A-labels decoded, or fails at them
         try:
             found = (_literal(host),) if _is_literal(host) else await self._resolver.addresses(_host_name(host))
         except DnsFailure as failure:

@@ -1,7 +1,7 @@
 """What validators take and give, and the policy that bounds what they may do to the network."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
 from ca_server.domain.names import Identifier
@@ -10,6 +10,14 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
 MAX_DETAIL = 500
+
+_IPV4_SUFFIXED = (
+    ip_network("64:ff9b::/96"),  # NAT64 (RFC 6052 section 2.1)
+    ip_network("64:ff9b:1::/48"),  # NAT64 inside one network (RFC 8215)
+    ip_network("::ffff:0:0:0/96"),  # IPv4-translated (RFC 2765)
+)
+_LAST_COMPATIBLE = 0xFFFF_FFFF
+"""The last IPv4-compatible address (RFC 4291 section 2.5.5.1), as a number; `::` and `::1` are none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +61,39 @@ class ValidationPolicy:
     dns_timeout: float = 5.0
 
     def permits(self, address: IPAddress) -> bool:
-        """Whether validation may connect to the address; an IPv4-mapped one counts as the IPv4 address."""
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        if any(address in network for network in self.denied_networks):
+        """Whether validation may connect to the address: nothing that it leads to is denied, all is allowed.
+
+        An IPv4-mapped address is the IPv4 address; one of a transition mechanism leads to its IPv4 addresses too.
+        Unspecified addresses (which connect to this very machine) and multicast are never permitted.
+        """
+        readings = _readings(address)
+        if any(each.is_unspecified or each.is_multicast or _is_in(each, self.denied_networks) for each in readings):
             return False
-        return not self.allowed_networks or any(address in network for network in self.allowed_networks)
+        return not self.allowed_networks or all(_is_in(each, self.allowed_networks) for each in readings)
 
     def permits_port(self, port: int) -> bool:
         """Whether a redirect may name the port."""
         return port == self.http_01_port or port in self.redirect_ports
+
+
+def _is_in(address: IPAddress, networks: tuple[IPNetwork, ...]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _readings(address: IPAddress) -> tuple[IPAddress, ...]:
+    """The address, and the IPv4 addresses to which a packet for it may be carried on."""
+    if isinstance(address, IPv4Address):
+        return (address,)
+    if address.ipv4_mapped is not None:
+        return (address.ipv4_mapped,)
+    found: list[IPAddress] = [address]
+    number = int(address)
+    if 1 < number <= _LAST_COMPATIBLE or _is_in(address, _IPV4_SUFFIXED):
+        found.append(IPv4Address(number & _LAST_COMPATIBLE))
+    if address.sixtofour is not None:
+        found.append(address.sixtofour)
+    found += address.teredo or ()
+    return tuple(found)
 
 
 class Validator(Protocol):

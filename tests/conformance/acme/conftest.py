@@ -77,6 +77,7 @@ extended_key_usage = ["server_auth"]
 PROFILES = {
     "default": PROFILE,
     "short": PROFILE.replace('"90d"', '"1d"').replace('["test"]', '["short.test"]'),
+    "holdable": "allow_hold = true\n" + PROFILE,
     "held": PROFILE.replace('["acme"]', '["acme"]\napproval = "hold"'),
     "inside": PROFILE.replace('["acme"]', '["internal"]'),
 }

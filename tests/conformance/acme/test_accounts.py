@@ -207,3 +207,19 @@ async def test_the_list_of_orders_in_pages(world):
         url = next(iter(page.links("next")), None)
     assert sorted(found) == sorted(made)
     assert len(set(found)) == 130
+
+
+async def test_null_is_as_if_the_member_were_not_there(world, new_client):
+    client = new_client(world)
+    made = await client.register(contact=None, onlyReturnExisting=None, externalAccountBinding=None)
+    assert (made.status, made.json["contact"]) == (201, [])
+    assert (await client.post(client.kid, {"contact": ["mailto:a@a.test"]})).status == 200
+    kept = await client.post(client.kid, {"contact": None, "status": None})
+    assert (kept.status, kept.json["contact"]) == (200, ["mailto:a@a.test"])
+
+
+async def test_an_update_may_name_the_status_that_stands(world):
+    client = await world.client()
+    changed = await client.post(client.kid, {"status": "valid", "contact": ["mailto:a@a.test"]})
+    assert (changed.status, changed.json["status"], changed.json["contact"]) == (200, "valid", ["mailto:a@a.test"])
+    assert (await client.post(client.kid, {"status": "revoked"})).problem == "malformed"

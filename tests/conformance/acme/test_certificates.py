@@ -99,6 +99,32 @@ async def test_fact_23_reasons(world, reason, status):
         assert answer.problem == "badRevocationReason"
 
 
+async def test_fact_23_a_hold_where_the_profile_allows_it(world):
+    world.resolve("a.test")
+    client = await world.client(profile="holdable")
+    leaf, _ = await client.issue("a.test")
+    assert (await revoke(client, leaf, reason=6)).status == 200
+    (event,) = await world.audit("certificate.revoked")
+    assert event["reason"] == "certificate-hold"
+    assert (await revoke(client, leaf, reason=6)).problem == "alreadyRevoked"
+
+
+async def test_a_revocation_whose_answer_was_lost_is_done_when_it_is_sent_again(world):
+    world.resolve("a.test")
+    client = await world.client()
+    leaf, _ = await client.issue("a.test")
+    once = world.core.revoke
+
+    async def twice(request):
+        await once(request)
+        return await once(request)
+
+    world.core.revoke = twice
+    assert (await revoke(client, leaf, reason=4)).status == 200
+    assert len(await world.audit("certificate.revoked")) == 1
+    assert (await revoke(client, leaf, reason=4)).problem == "alreadyRevoked"
+
+
 async def test_certificates_that_are_not_ours(world, csr):
     world.resolve("a.test")
     client = await world.client()

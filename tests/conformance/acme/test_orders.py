@@ -65,24 +65,22 @@ async def test_fact_14_post_as_get_starts_nothing(world):
 
 
 async def test_fact_14_the_answer_does_not_wait_for_validation(world):
-    import time
-
     client = await world.client()
     order = await client.order("a.test")
     challenge = await client.challenge(order.json["authorizations"][0], "dns-01")
-    held = asyncio.Event()
+    held, ended = asyncio.Event(), []
 
     class Slow:
         type = "dns-01"
 
         async def validate(self, _target):
             await held.wait()
+            ended.append(True)
 
     world.front._validating._validators["dns-01"] = Slow()
-    began = time.monotonic()
     answer = await client.post(challenge["url"], {})
     assert answer.json["status"] == "processing"
-    assert time.monotonic() - began < 60
+    assert not ended
     held.set()
     assert (await client.poll(order.json["authorizations"][0], "pending"))["status"] == "valid"
 
@@ -254,8 +252,11 @@ async def test_fact_18_csrs_that_are_refused_at_once(world, csr, fault, problem)
     if fault == "not der":
         der = der[:-3]
     if fault == "blocklist":
+        from ca_server.domain.certificates import BlockedKey
+
         spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        await SqlIssuanceStore(world.database).block_spki(sha256(spki).digest(), "test", datetime.now(UTC), [])
+        blocked = BlockedKey(sha256(spki).digest(), "test", datetime.now(UTC))
+        await SqlIssuanceStore(world.database).block_spki(blocked, [])
     answer = await client.finalize(order, bytes(der))
     assert (answer.status, answer.problem) == (400, problem)
     assert (await client.post(order.headers["Location"])).json["status"] == "ready"
@@ -267,7 +268,7 @@ async def test_fact_19_several_bad_identifiers(world):
     answer = await client.order("a.test", "a.example", "b..test", "c.example")
     assert answer.status == 400
     document = answer.json
-    assert answer.problem in {"rejectedIdentifier", "malformed", "compound"}
+    assert answer.problem == "rejectedIdentifier"
     assert {sub["identifier"]["value"] for sub in document["subproblems"]} >= {"b..test"}
     denied = await client.order("a.test", "a.example", "c.example")
     assert denied.problem == "rejectedIdentifier"
@@ -365,6 +366,25 @@ async def test_not_before_and_not_after(world, csr):
 
     (leaf, *_) = x509.load_pem_x509_certificates((await client.post(done.json["certificate"])).body)
     assert leaf.not_valid_after_utc == end
+
+
+@pytest.mark.parametrize(
+    ("members", "rule"),
+    [
+        ({"notAfter": timedelta(days=91)}, "validity.maximum"),
+        ({"notAfter": timedelta(days=-1)}, "validity.not_after"),
+        ({"notBefore": timedelta(days=2)}, "validity.not_before"),
+        ({"notBefore": timedelta(hours=1), "notAfter": timedelta(minutes=1)}, "validity.not_after"),
+    ],
+    ids=str,
+)
+async def test_validity_that_can_not_be_given_is_refused_at_once(world, members, rule):
+    client = await world.client()
+    times = {name: (datetime.now(UTC) + after).isoformat() for name, after in members.items()}
+    answer = await client.order("a.test", **times)
+    assert (answer.status, answer.problem, answer.json["rule"]) == (403, "unauthorized", rule)
+    assert [event["rule"] for event in await world.audit("issuance.refused")] == [rule]
+    assert await world.count("acme_orders") == 0
 
 
 async def test_an_order_keeps_the_profile_with_which_it_began(world, csr, profiles):

@@ -2,8 +2,11 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
+
+from ca_server.web.middleware import STATE
 
 
 def _changed(jws, **changes):
@@ -171,3 +174,94 @@ async def test_too_large_a_body(world, size):
     client = await world.client()
     answer = await client.send(client.kid, b"{" + b" " * size + b"}")
     assert answer.status == 413
+
+
+async def test_refusals_without_a_genuine_nonce_are_counted(world):
+    """Who has nothing must not be able to fill the log."""
+    client = await world.client()
+    before = await world.count("audit_events")
+    unsigned = {"protected": "eyJhbGciOiJub25lIn0", "payload": "", "signature": ""}
+    for _ in range(5):
+        assert (await client.send(client.kid, unsigned)).status == 400
+    client.spare.clear()
+    for _ in range(3):
+        assert (await client.post(client.kid, nonce="A" * 48)).problem == "badNonce"
+        assert (await client.post(client.kid, url="https://elsewhere.test/")).problem == "unauthorized"
+    assert await world.count("audit_events") == before
+    await world.front._refusals.record()
+    await world.front._refusals.record()
+    (event,) = await world.audit("access.refused")
+    assert event["rule"] == "acme.door"
+    assert event["extra"] == {
+        "badNonce": "3",
+        "badSignatureAlgorithm": "5",
+        "sources": "127.0.0.1",
+        "unauthorized": "3",
+    }
+
+
+async def test_counted_refusals_are_on_record_when_the_front_stops(world):
+    client = await world.client()
+    await client.send(client.kid, {})
+    await world.front.stop()
+    (event,) = await world.audit("access.refused")
+    assert event["extra"]["malformed"] == "1"
+
+
+async def test_a_wrong_signature_is_on_record_once_for_each_nonce(world, new_key):
+    client = await world.client()
+    client.key = new_key()
+    jws = await client.jws(client.kid, None)
+    answers = [await client.send(client.kid, jws) for _ in range(3)]
+    assert [answer.problem for answer in answers] == ["unauthorized", "badNonce", "badNonce"]
+    (event,) = await world.audit("access.refused")
+    assert (event["rule"], event["source"]) == ("jws.unauthorized", "127.0.0.1")
+    assert event["object"] == client.kid.removeprefix(client.base.removesuffix("/acme"))
+
+
+@pytest.mark.parametrize("part", ["%00", "a%00b", "%ED%A0%80", "%FF", "a%2Fb", "x" * 65, "a.b"])
+async def test_what_can_be_no_id_is_not_found(world, external, part):
+    client = await world.client()
+    for url in (
+        f"{external}/acme/order/{part}",
+        f"{external}/acme/challenge/{part}",
+        f"{external}/acme/account/{part}",
+    ):
+        assert (await client.post(url)).status == 404
+    if part != "a%2Fb":  # aiohttp's client would send a slash
+        listing = await client.post(f"{client.kid}/orders?after={part}")
+        assert (listing.status, listing.problem) == (400, "malformed")
+    anonymous = await client.send(f"{external}/acme/order/{part}", {"protected": "e30", "payload": "", "signature": ""})
+    assert anonymous.status == 404
+
+
+@pytest.mark.parametrize("character", ["\0", "\ud800"])
+async def test_text_that_no_database_holds(world, binding, new_client, character):
+    client = await world.client()
+    refused = await client.post(client.kid, kid=f"{client.kid}{character}")
+    assert (refused.status, refused.problem) == (400, "malformed")
+    other = new_client(world)
+    url = f"{other.base}/new-account"
+    bound = binding(other.key.jwk, url, f"kid{character}", "AAAA")
+    refused = await other.register(externalAccountBinding=bound)
+    assert (refused.status, refused.problem) == (400, "malformed")
+    refused = await client.order(f"a{character}.test")
+    assert (refused.status, refused.problem) == (400, "rejectedIdentifier" if character == "\0" else "malformed")
+
+
+async def test_fact_01_what_the_listener_refuses_is_a_problem_with_a_nonce(world, external):
+    client = await world.client()
+    huge = await client.send(client.kid, b"x" * 300_000)
+    assert (huge.status, huge.problem) == (413, "malformed")
+    state = world.server.app[STATE]
+    state.options = replace(state.options, max_concurrent=0)
+    busy = await client.send(client.kid, b"{}")
+    assert (busy.status, busy.problem, busy.headers["Retry-After"]) == (503, "serverInternal", "2")
+    unsigned = await world.send("GET", f"{external}/acme/directory")
+    assert (unsigned.status, unsigned.problem, unsigned.headers.get("Replay-Nonce")) == (503, "serverInternal", None)
+    state.options = replace(state.options, max_concurrent=10)
+    for answer in (huge, busy):
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.links("index") == [f"{external}/acme/directory"]
+        client.spare = [answer.headers["Replay-Nonce"]]
+        assert (await client.post(client.kid)).status == 200

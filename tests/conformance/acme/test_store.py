@@ -1,13 +1,17 @@
 """What the ACME store promises where several processes write at once; on PostgreSQL too where one is named."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import event, text
 
 from ca_server.domain.accounts import Account, AccountStatus
+from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import dns_identifier
 from ca_server.store.acme import SqlAcmeStore
+from ca_server.store.acme_orders import insert_order
 from ca_server.store.database import Database
 from protocols.acme.model import (
     Authorization,
@@ -65,11 +69,12 @@ async def test_authorizations_settled_at_once_make_the_order_ready(nodes):
         await first.create_order(order(name, "a", "b"), candidates, 1000, [], None)
         for node, each in ((first, "a"), (second, "b")):
             lessee = Lessee(f"node/{each}", NOW, timedelta(minutes=1))
-            assert await node.begin_challenge(f"challenge-{name}-{each}", lessee, None)
+            assert await node.begin_challenge("account-one", f"challenge-{name}-{each}", lessee, 1000, None)
     settled = []
     for name in orders:
         for node, each in ((first, "a"), (second, "b")):
-            finish = node.finish_challenge(f"challenge-{name}-{each}", f"node/{each}", None, NOW, LATER, [])
+            work = await node.challenge_work(f"challenge-{name}-{each}")
+            finish = node.finish_challenge(work, f"node/{each}", None, NOW, LATER, [])
             settled.append(asyncio.create_task(finish))
     assert all(await asyncio.gather(*settled))
     states = {name: (await first.order(name)).status for name in orders}
@@ -84,18 +89,94 @@ async def test_a_nonce_is_used_once_whoever_asks(nodes):
     assert sum(isinstance(result, NonceReplayedError) for result in results) == 39
 
 
-async def test_a_change_that_was_not_made_leaves_the_nonce(nodes):
+async def test_nonces_in_opposite_orders_at_two_nodes_do_not_wait_for_each_other(url):
+    """PostgreSQL ends a deadlock by aborting one of the transactions, whose units are then tried again."""
+    seen = []
+    databases = [await Database.open(url, observe=lambda name, _seconds, _count: seen.append(name)) for _ in range(2)]
+    nodes = [SqlAcmeStore(database) for database in databases]
+    for turn in range(30):
+        nonces = [NonceUse(f"nonce-{turn}-{number:02}", NOW) for number in range(20)]
+        orders = (nonces, list(reversed(nonces)))
+        uses = [node.consume_nonce(nonce) for node, order in zip(nodes, orders, strict=True) for nonce in order]
+        results = await asyncio.gather(*uses, return_exceptions=True)
+        assert results.count(None) == 20
+        assert sum(isinstance(result, NonceReplayedError) for result in results) == 20
+    for database in databases:
+        await database.close()
+    assert "retry" not in seen
+
+
+async def test_accounts_in_opposite_orders_at_two_nodes_do_not_wait_for_each_other(url):
+    seen = []
+    databases = [await Database.open(url, observe=lambda name, _seconds, _count: seen.append(name)) for _ in range(2)]
+    nodes = [SqlAcmeStore(database) for database in databases]
+    names = [f"{number:02}" for number in range(20)]
+    for name in names:
+        await nodes[0].create_account(account(name), [], None)
+    for _ in range(20):
+        orders = (names, list(reversed(names)))
+        changes = [
+            node.update_account(f"account-{name}", ("mailto:a@a.test",), None, [], None)
+            for node, order in zip(nodes, orders, strict=True)
+            for name in order
+        ]
+        assert len(await asyncio.gather(*changes)) == 40
+    for database in databases:
+        await database.close()
+    assert "retry" not in seen
+
+
+async def test_a_nonce_is_used_up_with_what_was_done_and_with_what_was_not_to_be_done(nodes):
     first, _ = nodes
     await first.create_account(account(), [], None)
     await first.create_order(order("x", "a"), [authorization("x", "a")], 10, [], None)
     nonce = NonceUse("nonce", NOW)
     lessee = Lessee("node/a", NOW, timedelta(minutes=1))
-    assert not await first.begin_finalize("x", b"csr", lessee, nonce), "the order is pending"
-    assert not await first.begin_challenge("nothing", lessee, nonce)
-    await first.consume_nonce(nonce)
+    assert not await first.begin_finalize("account-one", "x", b"csr", lessee, nonce), "the order is pending"
     with pytest.raises(NonceReplayedError):
-        await first.begin_challenge("challenge-x-a", lessee, nonce)
+        await first.begin_challenge("account-one", "challenge-x-a", lessee, 10, nonce)
     assert (await first.challenge("challenge-x-a"))[0].status == "pending"
+
+
+async def test_a_change_that_failed_leaves_the_nonce(nodes):
+    first, _ = nodes
+    await first.create_account(account(), [], None)
+    full, fine = NonceUse("one", NOW), NonceUse("two", NOW)
+    together = await asyncio.gather(
+        first.create_order(order("x", "a"), [authorization("x", "a")], 0, [], full),
+        first.create_order(order("y", "a"), [authorization("y", "a")], 10, [], fine),
+        return_exceptions=True,
+    )
+    assert together[0].kind is ErrorKind.RATE_LIMITED
+    assert together[1].id == "y"
+    with pytest.raises(CaError):
+        await first.create_order(order("x", "a"), [authorization("x", "a")], 0, [], full)
+    await first.consume_nonce(full)
+    for nonce in (full, fine):
+        with pytest.raises(NonceReplayedError):
+            await first.consume_nonce(nonce)
+
+
+async def test_an_order_costs_the_same_number_of_statements_whatever_its_names(url):
+    database = await Database.open(url)
+    store = SqlAcmeStore(database)
+    await store.create_account(account(), [], None)
+
+    async def statements(name, number):
+        names = [f"n{each}" for each in range(number)]
+        candidates = [authorization(name, each) for each in names]
+        ran = []
+
+        def unit(connection):
+            event.listen(connection, "before_cursor_execute", lambda *arguments: ran.append(arguments[2]))
+            insert_order(connection, order(name, *names), candidates, 1000)
+            return len(ran)
+
+        return await database.write(unit)
+
+    counts = [await statements("small", 1), await statements("large", 100)]
+    await database.close()
+    assert counts[0] == counts[1] <= 6
 
 
 async def test_one_key_has_one_account_whoever_creates_it(nodes):
@@ -108,16 +189,97 @@ async def test_one_key_has_one_account_whoever_creates_it(nodes):
 async def test_work_is_taken_over_by_one(nodes):
     first, second = nodes
     await first.create_account(account(), [], None)
+    minute = timedelta(minutes=1)
     for number in range(10):
         await first.create_order(order(f"o{number}", "a"), [authorization(f"o{number}", "a")], 100, [], None)
-        await first.begin_challenge(f"challenge-o{number}-a", Lessee("one/front/x", NOW, timedelta(minutes=1)), None)
-    early = Lessee("two/front/y", NOW, timedelta(minutes=1))
-    assert await second.claim_challenges(early, 100) == (), "the leases still run"
-    assert await second.claim_challenges(early, 100, "two") == (), "they are of another node"
-    late = [Lessee(f"two/front/{name}", NOW + timedelta(minutes=2), timedelta(minutes=1)) for name in "yz"]
-    taken = await asyncio.gather(first.claim_challenges(late[0], 100), second.claim_challenges(late[1], 100))
-    assert sorted(taken[0] + taken[1]) == sorted(f"challenge-o{number}-a" for number in range(10))
-    restarted = Lessee("two/front/w", late[0].now, timedelta(minutes=1))
-    assert len(await first.claim_challenges(restarted, 100, "two")) == 10
-    assert await first.claim_challenges(restarted, 100, "two") == (), "they are its own"
-    assert not await second.record_attempt("challenge-o1-a", late[0], b"{}"), "the lease was lost"
+        lessee = Lessee("one/front-1/x", NOW, minute)
+        await first.begin_challenge("account-one", f"challenge-o{number}-a", lessee, 100, None)
+    early = Lessee("two/front-1/y", NOW, minute)
+    assert await second.claim_challenges(early, 100, b"{}") == (), "the leases still run"
+    assert await second.claim_challenges(early, 100, b"{}", restarted=True) == (), "they are of another node"
+    late = [Lessee(f"two/front-{name}/x", NOW + 2 * minute, minute) for name in "12"]
+    taken = await asyncio.gather(
+        *(node.claim_challenges(each, 100, b"{}") for node, each in zip(nodes, late, strict=True))
+    )
+    assert sorted(work.id for work in taken[0] + taken[1]) == sorted(f"challenge-o{number}-a" for number in range(10))
+    assert {work.attempt for work in taken[0] + taken[1]} == {2}
+    owner = late[0] if taken[0] else late[1]
+    sibling = Lessee("two/front-11/w", owner.now, minute)
+    assert await first.claim_challenges(sibling, 100, b"{}", restarted=True) == (), "a sibling lives on"
+    again = Lessee(owner.earlier + "w", owner.now, minute)
+    assert len(await first.claim_challenges(again, 100, b"{}", restarted=True)) == len(taken[0] or taken[1])
+    assert await first.claim_challenges(again, 100, b"{}", restarted=True) == (), "they are its own"
+    (lost, *_) = taken[0] or taken[1]
+    assert not await second.record_attempt("account-one", lost.id, owner, b"{}"), "the lease was lost"
+    assert await second.keep_challenges(owner, [lost]) == frozenset()
+    assert await second.keep_challenges(again, [lost]) == {lost.id}
+
+
+async def test_orders_are_taken_over_by_the_same_process_alone(nodes):
+    first, _ = nodes
+    await first.create_account(account(), [], None)
+    minute = timedelta(minutes=1)
+    await first.create_order(order("x", "a"), [authorization("y", "a")], 100, [], None)
+    begun = Lessee("one/front-1/x", NOW, minute)
+    assert await first.begin_challenge("account-one", "challenge-y-a", begun, 10, None)
+    work = await first.challenge_work("challenge-y-a")
+    assert await first.finish_challenge(work, begun.holder, None, NOW, LATER, [])
+    assert await first.begin_finalize("account-one", "x", b"csr", begun, None)
+    assert await first.claim_orders(Lessee("one/front-2/y", NOW, minute), 10, restarted=True) == ()
+    (taken,) = await first.claim_orders(Lessee("one/front-1/z", NOW, minute), 10, restarted=True)
+    assert (taken.id, taken.account_id) == ("x", "account-one")
+
+
+async def test_accounts_take_turns_when_work_is_taken_over(nodes):
+    first, _ = nodes
+    lessee = Lessee("one/front-1/x", NOW, timedelta(minutes=1))
+    for name, number in (("one", 8), ("two", 2)):
+        await first.create_account(account(name), [], None)
+        for each in range(number):
+            made = authorization(f"{name}{each}", "a")
+            await first.create_order(
+                replace(order(f"{name}{each}", "a"), account_id=f"account-{name}"),
+                [replace(made, account_id=f"account-{name}")],
+                100,
+                [],
+                None,
+            )
+            await first.begin_challenge(f"account-{name}", f"challenge-{name}{each}-a", lessee, 100, None)
+    late = Lessee("two/front-1/y", NOW + timedelta(minutes=2), timedelta(minutes=1))
+    taken = await first.claim_challenges(late, 4, b"{}")
+    assert sorted(work.account_id for work in taken) == ["account-one", "account-one", "account-two", "account-two"]
+
+
+@pytest.mark.parametrize("change", ["status = 'deactivated'", "expires_at = 1"])
+async def test_challenges_that_can_not_succeed_are_given_up(nodes, url, change):
+    first, _ = nodes
+    await first.create_account(account(), [], None)
+    await first.create_order(order("x", "a"), [authorization("x", "a")], 100, [], None)
+    lessee = Lessee("one/front-1/x", NOW, timedelta(minutes=1))
+    await first.begin_challenge("account-one", "challenge-x-a", lessee, 100, None)
+    database = await Database.open(url)
+    await database.write(
+        lambda connection: connection.execute(text(f"UPDATE acme_authorizations SET {change}")) and None
+    )
+    await database.close()
+    work = await first.challenge_work("challenge-x-a")
+    assert not await first.finish_challenge(work, lessee.holder, None, NOW, LATER, []), "it is not valid any more"
+    late = Lessee("two/front-1/y", NOW + timedelta(minutes=2), timedelta(minutes=1))
+    assert await first.claim_challenges(late, 4, b'{"type":"x"}') == ()
+    challenge, found = await first.challenge("challenge-x-a")
+    assert (challenge.status, challenge.error) == ("invalid", b'{"type":"x"}')
+    assert found.status_at(NOW) in {"deactivated", "invalid"}
+
+
+async def test_one_account_has_so_many_challenges_in_processing(nodes):
+    first, _ = nodes
+    await first.create_account(account(), [], None)
+    lessee = Lessee("one/front-1/x", NOW, timedelta(minutes=1))
+    for number in range(3):
+        await first.create_order(order(f"o{number}", "a"), [authorization(f"o{number}", "a")], 100, [], None)
+    for number in range(2):
+        assert await first.begin_challenge("account-one", f"challenge-o{number}-a", lessee, 2, None)
+    with pytest.raises(CaError) as caught:
+        await first.begin_challenge("account-one", "challenge-o2-a", lessee, 2, None)
+    assert caught.value.kind is ErrorKind.RATE_LIMITED
+    assert (await first.challenge("challenge-o2-a"))[0].status == "pending"

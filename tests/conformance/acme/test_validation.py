@@ -25,7 +25,8 @@ async def test_a_failed_challenge_takes_authorization_and_order_with_it(world, c
     assert (found["status"], challenge["status"]) == ("invalid", "invalid")
     assert challenge["error"]["type"].startswith("urn:ietf:params:acme:error:")
     assert "404" in challenge["error"]["detail"]
-    assert (await client.post(order.headers["Location"])).json["status"] == "invalid"
+    shown = (await client.post(order.headers["Location"])).json
+    assert (shown["status"], shown["error"]) == ("invalid", challenge["error"])
     assert (await client.finalize(order, csr("a.test"))).problem == "orderNotReady"
     (event,) = await world.audit("challenge.failed")
     assert event["names"] == ["dns:a.test"]
@@ -178,7 +179,7 @@ async def test_a_validation_is_taken_up_by_another_front(world):
     (url,) = order.json["authorizations"]
     challenge = await client.challenge(url, "http-01")
     dead = world.front
-    dead._validating._start = lambda _challenge: None
+    dead._validating._add = lambda _job: None
     assert (await client.post(challenge["url"], {})).json["status"] == "processing"
     await world.execute("UPDATE acme_challenges SET lease_until = 1 WHERE status = 'processing'")
     await world.serve(process="front-2")
@@ -192,7 +193,7 @@ async def test_a_validation_is_taken_up_after_a_restart(world):
     order = await client.order("a.test")
     (url,) = order.json["authorizations"]
     challenge = await client.challenge(url, "http-01")
-    world.front._validating._start = lambda _challenge: None
+    world.front._validating._add = lambda _job: None
     await client.post(challenge["url"], {})
     await world.front.stop()
     await world.serve()
@@ -208,3 +209,24 @@ async def test_a_challenge_type_that_was_switched_off(world):
     del world.front._validating._validators["dns-01"]
     await client.post(challenge["url"], {})
     assert (await client.poll(url, "pending"))["status"] == "invalid"
+
+
+async def test_a_redirect_to_a_name_that_is_none_ends_the_challenge(world):
+    world.resolve("a.test")
+    client = await world.client()
+
+    def move(challenge):
+        world.web.answers[f"/.well-known/acme-challenge/{challenge['token']}"] = lambda: web.Response(
+            status=302, headers={"Location": "http://xn--a/"}
+        )
+
+    _, found, challenge = await attempt(client, "a.test", change=move)
+    assert found["status"] == "invalid"
+    assert challenge["error"]["type"].endswith(":connection")
+
+
+async def test_a_name_of_another_script(world):
+    world.resolve("xn--bcher-kva.test")
+    client = await world.client()
+    _, found, _ = await attempt(client, "xn--bcher-kva.test")
+    assert found["status"] == "valid"

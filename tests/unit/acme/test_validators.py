@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from ca_server.domain.names import Identifier, IdentifierType
+from ca_server.settings import AcmeSettings
 from protocols.acme.jws import b64url_encode
 from protocols.acme.validation import ValidationPolicy, ValidationTarget, key_authorization, validators
 
@@ -90,6 +91,42 @@ async def test_http_for_an_address(policy: ValidationPolicy, peer: Any) -> None:
     peer.handler = says(AUTHORIZATION)
     assert await http(policy, target("127.0.0.1", IdentifierType.IP)) is None
     assert peer.requests[0].host == f"127.0.0.1:{peer.port}"
+
+
+async def test_http_for_a_name_of_another_script(policy: ValidationPolicy, peer: Any, nameserver: Any) -> None:
+    nameserver.records["xn--bcher-kva.test", "A"] = ["127.0.0.1"]
+    peer.handler = says(AUTHORIZATION)
+    assert await http(policy, target("xn--bcher-kva.test")) is None
+    assert peer.requests[0].host == f"xn--bcher-kva.test:{peer.port}"
+
+
+@pytest.mark.parametrize("name", ["b\u00fccher.test", "xn--bcher-kva.test"])
+async def test_redirects_to_a_name_of_another_script(
+    policy: ValidationPolicy, peer: Any, nameserver: Any, name: str
+) -> None:
+    nameserver.records["xn--bcher-kva.test", "A"] = ["127.0.0.1"]
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path == "/here":
+            return web.Response(text=AUTHORIZATION)
+        return web.Response(status=302, headers={"Location": f"http://{name}:{peer.port}/here"})
+
+    peer.handler = handler
+    assert await http(policy) is None
+
+
+async def test_what_nobody_foresaw_is_a_failed_attempt(
+    policy: ValidationPolicy, peer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise IndexError("inside a library")
+
+    peer.handler = moves("/here")
+    monkeypatch.setattr("protocols.acme.validation.http_01.Http01Validator._redirect", fail)
+    seen = await http(policy)
+    assert seen is not None
+    assert (seen[0], seen[2]) == ("incorrectResponse", False)
+    assert "library" not in seen[1]
 
 
 async def test_http_for_an_ipv6_address_says_where_it_went(policy: ValidationPolicy) -> None:
@@ -260,6 +297,9 @@ async def test_redirects_are_counted(policy: ValidationPolicy, peer: Any) -> Non
         ("http://2130706433:PORT/", "connection", "not an IPv4 or IPv6 address"),
         ("http://b.test:99999/", "incorrectResponse", "no URL"),
         ("http://[::1/", "incorrectResponse", "no URL"),
+        ("http://xn--a:PORT/", "connection", "no valid IDNA"),
+        ("http://xn--a.test:PORT/", "connection", "no valid IDNA"),
+        ("http://\u3002[::ffff:127.0.0.1]/", "incorrectResponse", "no URL"),
         ("", "incorrectResponse", "Location"),
         ("/" + "x" * 2048, "incorrectResponse", "Location"),
         ("http://nowhere.test:PORT/", "dns", "NXDOMAIN"),
@@ -318,6 +358,52 @@ async def test_networks(
             assert (seen[0], seen[2]) == ("connection", False)
             assert "policy forbids" in seen[1]
     assert bool(peer.requests) == reached
+
+
+@pytest.mark.parametrize(
+    ("address", "permitted"),
+    [
+        ("0.0.0.0", False),
+        ("::", False),
+        ("::ffff:0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("ff02::1", False),
+        ("169.254.169.254", False),
+        ("::ffff:169.254.169.254", False),
+        ("::169.254.169.254", False),
+        ("::ffff:0:169.254.169.254", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::a9fe:a9fe", False),
+        ("2002:a9fe:a9fe::1", False),
+        ("2001:0:a9fe:a9fe::1", False),  # Teredo: the server's address, and the client's with its bits turned over
+        ("2001:0:c000:201::5601:5601", False),
+        ("100.100.100.200", False),
+        ("fd00:ec2::254", False),
+        ("0.1.2.3", False),
+        ("::1", True),
+        ("127.0.0.1", True),
+        ("10.0.0.1", True),
+        ("::ffff:10.0.0.1", True),
+        ("64:ff9b::a00:1", True),
+        ("2001:db8::1", True),
+    ],
+)
+def test_networks_as_configured_by_default(address: str, permitted: bool) -> None:
+    networks = tuple(map(ip_network, AcmeSettings().denied_networks))
+    assert ValidationPolicy(denied_networks=networks).permits(ip_address(address)) is permitted
+
+
+@pytest.mark.parametrize("address", ["::", "0.0.0.0", "ff02::1", "224.0.0.1", "64:ff9b::"])
+def test_some_addresses_are_never_permitted(address: str) -> None:
+    everywhere = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+    assert not ValidationPolicy(allowed_networks=everywhere).permits(ip_address(address))
+
+
+@pytest.mark.parametrize(("address", "permitted"), [("64:ff9b::a00:1", True), ("64:ff9b::b00:1", False)])
+def test_what_an_address_leads_to_must_be_allowed_too(address: str, permitted: bool) -> None:
+    allowed = (ip_network("10.0.0.0/8"), ip_network("64:ff9b::/96"))
+    assert ValidationPolicy(allowed_networks=allowed).permits(ip_address(address)) is permitted
+    assert not ValidationPolicy(allowed_networks=allowed[:1]).permits(ip_address(address))
 
 
 @pytest.mark.parametrize("host", ["internal.test", "127.0.0.2", "[::ffff:127.0.0.2]"])

@@ -144,3 +144,23 @@ async def test_of_two_that_bind_one_account_both_get_it(world: Any, store: SqlEa
     assert [result.created for result in results].count(True) == 1
     assert len({result.account for result in results}) == 1
     await other.close()
+
+
+async def test_of_two_nodes_that_are_sent_one_registration_neither_refuses_it(
+    world: Any, store: SqlEabStore, url: str
+) -> None:
+    """Each makes an account of its own, for the same key; the one external account key is used up by the first."""
+    other = await Database.open(url)
+    for turn in range(30):
+        await store.create_eab(replace(eab_key(world), kid=f"kid-{turn}"), b"secret", [])
+        wanted = []
+        for name in ("one", "two"):
+            made = registration(world)
+            account = replace(made.account, id=f"{name}-{turn}", key_thumbprint=f"thumbprint-{turn}")
+            wanted.append(replace(made, account=account, binding=replace(made.binding, kid=f"kid-{turn}")))
+        both = await asyncio.gather(
+            store.bind_account(wanted[0], world.now, []), SqlEabStore(other).bind_account(wanted[1], world.now, [])
+        )
+        assert sorted(each.created for each in both) == [False, True]
+        assert both[0].account == both[1].account
+    await other.close()

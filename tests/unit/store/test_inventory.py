@@ -1,6 +1,6 @@
 """Searching and counting certificates."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +9,8 @@ from ca_server.domain.certificates import RevocationReason, RevokedEntry
 from ca_server.store.der import join_der, split_der
 from ca_server.store.inventory import InventoryStatus, SqlInventory
 from ca_server.store.revocation import SqlRevocationStore
+
+NOW = datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -45,6 +47,10 @@ async def inventory(world: Any) -> SqlInventory:
         ({"status": InventoryStatus.VALID}, "cba"),
         ({"status": InventoryStatus.REVOKED}, "e"),
         ({"status": InventoryStatus.EXPIRED}, "d"),
+        ({"ends_before": NOW}, "d"),
+        ({"ends_before": NOW - timedelta(days=1)}, ""),
+        ({"ends_before": NOW + timedelta(days=3650)}, "edcba"),
+        ({"ends_before": NOW, "status": InventoryStatus.VALID}, ""),
         ({"status": InventoryStatus.VALID, "name": ".example.test", "limit": 1}, "b"),
     ],
 )

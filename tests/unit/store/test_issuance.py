@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from ca_server.domain.certificates import RevocationReason, RevokedEntry, StatusValue
+from ca_server.domain.certificates import BlockedKey, RevocationReason, RevokedEntry, StatusValue
 from ca_server.domain.enrollment import EnrollmentOutcome, Fence
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store import issuance
@@ -279,7 +279,12 @@ async def test_samples_and_keys(world: Any, store: SqlIssuanceStore) -> None:
 
 async def test_the_blocklist(world: Any, store: SqlIssuanceStore) -> None:
     assert not await store.spki_blocked(b"k" * 32)
-    assert await store.block_spki(b"k" * 32, "compromised", world.now, [])
-    assert not await store.block_spki(b"k" * 32, "again", world.now, [])
+    key = BlockedKey(b"k" * 32, "compromised", world.now)
+    assert await store.block_spki(key, [])
+    assert not await store.block_spki(replace(key, reason="again"), [])
+    assert await store.blocked_keys() == (key,)
     assert await store.spki_blocked(b"k" * 32)
+    assert await store.unblock_spki(b"k" * 32, [])
+    assert not await store.unblock_spki(b"k" * 32, [])
+    assert not await store.spki_blocked(b"k" * 32)
     assert not await store.spki_blocked(b"j" * 32)

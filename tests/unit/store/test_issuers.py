@@ -169,6 +169,17 @@ async def test_leases(world: Any) -> None:
     assert (await store.acquire_lease("jobs", "b", world.now, LEASE)) is not None
 
 
+async def test_a_boot_takes_over_what_earlier_boots_of_its_node_held(world: Any) -> None:
+    store = SqlCoordinationStore(world.database)
+    killed = await store.acquire_lease("sequencer", "node/1", world.now, LEASE, node="node")
+    assert killed is not None
+    for holder, node in (("node/2", None), ("node2/1", "node2"), ("nod/1", "nod"), ("/1", "")):
+        assert await store.acquire_lease("sequencer", holder, world.now, LEASE, node=node) is None
+    taken = await store.acquire_lease("sequencer", "node/2", world.now, LEASE, node="node")
+    assert taken is not None
+    assert taken.fence == killed.fence + 1
+
+
 async def test_of_many_who_want_a_lease_one_has_it(world: Any, url: str) -> None:
     other = await Database.open(url)
     stores = [SqlCoordinationStore(world.database), SqlCoordinationStore(other)]

@@ -50,6 +50,16 @@ async def test_a_revocation_is_on_record(world: Any, store: SqlRevocationStore) 
     assert await entries(world, store) == (entry,)
 
 
+async def test_a_compromised_key_is_blocked_with_the_revocation(world: Any, store: SqlRevocationStore) -> None:
+    certificates = SqlIssuanceStore(world.database)
+    kept = await world.issue("a", spki_sha256=b"a" * 32)
+    await store.revoke(RevokedEntry(kept.serial, world.now, Reason.SUPERSEDED), "issuing", [])
+    assert not await certificates.spki_blocked(kept.spki_sha256)
+    for record in (kept, await world.issue("b", spki_sha256=b"b" * 32)):
+        await store.revoke(RevokedEntry(record.serial, world.now, Reason.KEY_COMPROMISE), "issuing", [])
+        assert await certificates.spki_blocked(record.spki_sha256)
+
+
 @pytest.mark.parametrize(
     ("standing", "wanted", "changes"),
     [

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ca_server.domain.certificates import IssuedCertificate, serial_text
 from ca_server.web.application import create_application
 from ca_server.web.listener import ListenerRunner, serve_listener
+from ca_server.web.middleware import STATE, ListenerState
 from ca_server.web.options import WebOptions
 
 
@@ -55,6 +56,7 @@ class Client:
 class Site:
     runner: ListenerRunner
     port: int
+    state: ListenerState
     clients: list[Client] = field(default_factory=list)
 
     async def connect(self, context: ssl.SSLContext | None = None) -> Client:
@@ -82,7 +84,7 @@ async def site() -> AsyncIterator[SiteFactory]:
         listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         application = create_application(name, options, [register, *registrars])
         runner = await serve_listener(application, [listening], ssl_context, options)
-        sites.append(Site(runner, runner.addresses[0][1]))
+        sites.append(Site(runner, runner.addresses[0][1], application[STATE]))
         return sites[-1]
 
     yield start

@@ -4,9 +4,13 @@ import asyncio
 import ssl
 
 import pytest
+import structlog
 from aiohttp import web
 
+from ca_server.web.middleware import render_refusals
 from ca_server.web.tls import server_context
+
+SLOW = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc"
 
 
 async def echo(request: web.Request) -> web.Response:
@@ -124,7 +128,7 @@ class TestTime:
         assert await client.closed()
 
     async def test_a_slow_body(self, site):
-        served = await site({"/": echo}, request_seconds=0.1)
+        served = await site({"/": echo}, body_seconds=0.1)
         client = await served.connect()
         await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
         status, headers, _ = await client.response()
@@ -183,6 +187,79 @@ class TestNumber:
         gate.set()
         assert (await waiting)[0] == 200
         assert (await second.get("/"))[0] == 200
+
+    async def test_who_sends_slowly_takes_nobodys_place(self, site):
+        served = await site({"/": echo}, max_concurrent=2)
+        slow = [await served.connect() for _ in range(2)]
+        for each in slow:
+            await each.send(SLOW)
+        await until(lambda: served.state.bodies.total() == 2)
+        quick = await served.connect()
+        assert (await quick.get("/"))[0] == 200
+        await quick.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab")
+        assert (await quick.response())[2] == b"ab", "its body came with its headers"
+        late = await served.connect()
+        await late.send(SLOW)
+        status, headers, _ = await late.response()
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "2", "close")
+        for each in slow:
+            await each.send(b"def")
+            assert (await each.response())[2] == b"abcdef"
+        assert not served.state.bodies
+
+    async def test_bodies_of_one_address(self, site):
+        served = await site({"/": echo}, max_bodies_per_address=1)
+        first, second = await served.connect(), await served.connect()
+        await first.send(SLOW)
+        await until(lambda: served.state.bodies == {"127.0.0.1": 1})
+        await second.send(SLOW)
+        assert (await second.response())[0] == 503
+        await first.send(b"def")
+        assert (await first.response())[0] == 200
+
+    async def test_a_client_that_goes_away_in_its_body(self, site):
+        served = await site({"/": echo})
+        client = await served.connect()
+        await client.send(SLOW)
+        await until(lambda: served.state.bodies)
+        client.writer.transport.abort()
+        await until(lambda: served.runner.connection_count == 0 and not served.state.bodies)
+        with structlog.testing.capture_logs() as logs:
+            second = await served.connect()
+            await second.send(SLOW)
+            await until(lambda: served.state.bodies)
+            second.writer.transport.abort()
+            await until(lambda: [each for each in logs if each["event"] == "request"])
+        assert {each["log_level"] for each in logs} == {"info"}
+        assert not [each for each in logs if "exc_info" in each]
+
+    async def test_a_body_that_is_no_http(self, site):
+        """aiohttp's parser gives up without a word: the limit of time ends it."""
+        served = await site({"/": echo}, body_seconds=0.2)
+        client = await served.connect()
+        await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await until(lambda: served.state.bodies)
+        await client.send(b"ZZ\r\nabc\r\n0\r\n\r\n")
+        assert (await client.response())[0] == 408
+        assert await client.closed()
+
+    async def test_a_front_end_says_no_in_its_own_way(self, site):
+        def render(_request, status, text, retry_after):
+            return web.Response(status=status, text=f"own: {text}", headers={"Retry-After": str(retry_after)})
+
+        def register(application):
+            application.router.add_route("*", "/own/x", echo)
+            render_refusals(application, "/own/", render)
+
+        served = await site({"/": echo}, registrars=[register], max_body=100, body_seconds=0.1)
+        huge = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        slow = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
+        for data, expected in ((huge, 413), (slow, 408)):
+            for path, own in ((b"/own/x", True), (b"/", False)):
+                client = await served.connect()
+                await client.send(data % path)
+                status, headers, body = await client.response()
+                assert (status, headers["connection"], body.startswith(b"own: ")) == (expected, "close", own)
 
     async def test_connections_beyond_the_limit_wait_for_their_turn(self, site):
         served = await site({"/": echo}, max_connections=2)

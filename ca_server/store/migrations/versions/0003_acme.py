@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("source", sa.String(), nullable=True),
         sa.Column("request_id", sa.String(), nullable=False),
         sa.Column("identifiers", sa.LargeBinary(), nullable=False),
+        sa.Column("authorization_ids", sa.LargeBinary(), nullable=False),
         sa.Column("csr", sa.LargeBinary(), nullable=True),
         sa.Column("error", sa.LargeBinary(), nullable=True),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_acme_orders")),
@@ -56,6 +57,7 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_acme_orders_account_id_number", "acme_orders", ["account_id", "number"])
+    op.create_index("ix_acme_orders_expires_at", "acme_orders", ["expires_at"])
     op.create_index(
         "ix_acme_orders_open",
         "acme_orders",
@@ -108,6 +110,7 @@ def upgrade() -> None:
         "acme_challenges",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("authorization_id", sa.String(), nullable=False),
+        sa.Column("account_id", sa.String(), nullable=False),
         sa.Column("type", sa.String(), nullable=False),
         sa.Column("token", sa.String(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
@@ -127,14 +130,14 @@ def upgrade() -> None:
     op.create_index(
         "ix_acme_challenges_processing",
         "acme_challenges",
-        ["lease_until"],
+        ["account_id", "lease_until"],
         sqlite_where=_PROCESSING,
         postgresql_where=_PROCESSING,
     )
     op.create_table(
         "acme_nonces",
         sa.Column("nonce", sa.String(), nullable=False),
-        sa.Column("issued_at", _TIME, nullable=False),
+        sa.Column("expires_at", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("nonce", name=op.f("pk_acme_nonces")),
     )
-    op.create_index("ix_acme_nonces_issued_at", "acme_nonces", ["issued_at"])
+    op.create_index("ix_acme_nonces_expires_at", "acme_nonces", ["expires_at"])

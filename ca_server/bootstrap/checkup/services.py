@@ -1,0 +1,80 @@
+"""Checks of what runs: the core, the listeners, the token."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+
+from ca_server.bootstrap.checkup.model import Check, bad, good, warning
+from ca_server.bootstrap.checkup.records import valid_responders
+from ca_server.bootstrap.operator import is_running
+from ca_server.bootstrap.stores import Stores
+from ca_server.bootstrap.token import LOG_LABEL, open_token
+from ca_server.bootstrap.users import become_core, resolve_users
+from ca_server.core.ports import KeyStore, Ping
+from ca_server.domain.certificates import IssuerKind
+from ca_server.domain.errors import CaError, ConfigurationError
+from ca_server.rpc.admin import RpcAdminPort
+from ca_server.settings import Home, Settings
+
+_CONNECT_SECONDS = 3.0
+
+
+async def server(home: Home) -> Check:
+    """What the running core says of itself."""
+    try:
+        if not is_running(home):
+            return warning("server", "not running; ca-server serve")
+        port = RpcAdminPort.at(home.admin_socket)
+        try:
+            health = await port.ping(Ping())
+        finally:
+            await port.close()
+    except PermissionError:
+        return warning("server", "not visible to this user; run as root")
+    except FileNotFoundError:
+        return bad("server", f"{home.core} is missing; restore it from a backup")
+    except (CaError, OSError) as error:
+        return bad("server", str(error))
+    if health.problems:
+        return bad("server", "; ".join(health.problems))
+    return good("server", f"ready; audit log {health.audit_lag_seconds:.1f} s behind")
+
+
+def listeners(settings: Settings) -> Iterator[Check]:
+    """Somebody accepts connections at every listener."""
+    for name, listener in settings.listeners.items():
+        address = ipaddress.ip_address(listener.address)
+        host = ("::1" if address.version == 6 else "127.0.0.1") if address.is_unspecified else str(address)  # noqa: PLR2004 - IPv6
+        place = f"{host} port {listener.port}"
+        try:
+            socket.create_connection((host, listener.port), timeout=_CONNECT_SECONDS).close()
+        except OSError as error:
+            yield bad(f"listener {name}", f"nobody accepts connections at {place}: {error.strerror or error}")
+        else:
+            yield good(f"listener {name}", f"accepts connections at {place}")
+
+
+async def token(home: Home, settings: Settings, stores: Stores) -> list[Check]:
+    """Log in, as the core's user, and look for every key that is needed."""
+    wanted = [LOG_LABEL]
+    for issuer in await stores.issuers.issuers():
+        wanted.append(issuer.key.label)
+        if issuer.kind is IssuerKind.ISSUING:
+            wanted += [record.transaction_key for record in (await valid_responders(stores, issuer.name))[:1]]
+    try:
+        become_core(resolve_users(settings.processes, str(home.configuration)))
+        if not os.access(home.core, os.X_OK):
+            return [warning("token", "not visible to this user; run as root")]
+        keys: KeyStore = await open_token(home, settings)
+    except (CaError, ConfigurationError) as error:
+        return [bad("token", str(error))]
+    try:
+        missing = sorted(set(wanted) - set(await keys.labels()))
+    except CaError as error:
+        return [bad("token", error.detail)]
+    finally:
+        await keys.close()
+    if missing:
+        return [bad("token", f"keys are missing: {', '.join(missing)}; restore the token from a backup")]
+    return [good("token", f"{settings.token.label}: {len(wanted)} keys found")]

@@ -1,0 +1,180 @@
+"""ACME authorizations with their challenges, inside a transaction."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from ca_server.domain.names import Identifier, IdentifierType
+from ca_server.store.acme_tables import acme_authorizations, acme_challenges
+from ca_server.store.statements import Prepared, is_one_of
+from ca_server.store.types import AnyRow
+from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+
+_NEW = ("id", "account_id", "type", "value", "wildcard", "status", "created_at", "expires_at")
+_INSERT = Prepared(insert(acme_authorizations).values({name: bindparam(name) for name in _NEW}))
+_NEW_CHALLENGE = ("id", "authorization_id", "account_id", "type", "token", "status", "attempts")
+_INSERT_CHALLENGE = Prepared(insert(acme_challenges).values({name: bindparam(name) for name in _NEW_CHALLENGE}))
+_BY_ID = Prepared(select(acme_authorizations).where(acme_authorizations.c.id == bindparam("authorization_id")))
+_CHALLENGES_OF = Prepared(
+    select(acme_challenges)
+    .where(acme_challenges.c.authorization_id == bindparam("authorization_id"))
+    .order_by(acme_challenges.c.type, acme_challenges.c.id)
+)
+_MAKE_VALID = Prepared(
+    update(acme_authorizations)
+    .where(
+        acme_authorizations.c.id == bindparam("authorization_id"),
+        is_one_of(acme_authorizations.c.status, sources_of(AuthorizationStatus.VALID)),
+    )
+    .values(status=AuthorizationStatus.VALID.value, expires_at=bindparam("valid_until"))
+)
+_BY_IDS = select(acme_authorizations).where(acme_authorizations.c.id.in_(bindparam("ids", expanding=True)))
+_CHALLENGES = (
+    select(acme_challenges)
+    .where(acme_challenges.c.authorization_id.in_(bindparam("ids", expanding=True)))
+    .order_by(acme_challenges.c.type, acme_challenges.c.id)
+)
+_REUSABLE_ALL = select(
+    acme_authorizations.c.id,
+    acme_authorizations.c.type,
+    acme_authorizations.c.value,
+    acme_authorizations.c.wildcard,
+    acme_authorizations.c.expires_at,
+).where(
+    acme_authorizations.c.account_id == bindparam("of_account"),
+    acme_authorizations.c.status == AuthorizationStatus.VALID.value,
+    acme_authorizations.c.expires_at > bindparam("until"),
+)
+_REUSABLE = _REUSABLE_ALL.where(acme_authorizations.c.value.in_(bindparam("names", expanding=True)))
+_REUSABLE_ONE = Prepared(_REUSABLE_ALL.where(acme_authorizations.c.value == bindparam("name")))
+
+Standing = tuple[str, datetime]
+"""A valid authorization: its id and its expiry."""
+
+
+def insert_authorizations(connection: Connection, made: Sequence[Authorization]) -> None:
+    """Create authorizations with their challenges."""
+    _INSERT.execute_many(
+        connection,
+        [
+            {
+                "id": each.id,
+                "account_id": each.account_id,
+                "type": each.identifier.type.value,
+                "value": each.identifier.value,
+                "wildcard": each.wildcard,
+                "status": each.status.value,
+                "created_at": each.created_at,
+                "expires_at": each.expires_at,
+            }
+            for each in made
+        ],
+    )
+    _INSERT_CHALLENGE.execute_many(
+        connection,
+        [
+            {
+                "id": challenge.id,
+                "authorization_id": each.id,
+                "account_id": each.account_id,
+                "type": challenge.type,
+                "token": challenge.token,
+                "status": challenge.status.value,
+                "attempts": 0,
+            }
+            for each in made
+            for challenge in each.challenges
+        ],
+    )
+
+
+def reusable(
+    connection: Connection, candidates: Sequence[Authorization], until: datetime
+) -> dict[tuple[Identifier, bool], Standing]:
+    """By name and wildcard flag, the account's valid authorization that lasts longest, and beyond `until`."""
+    names = sorted({each.identifier.value for each in candidates})
+    parameters = {"of_account": candidates[0].account_id, "until": until}
+    rows: Iterable[Any]
+    if len(names) == 1:
+        rows = _REUSABLE_ONE.execute(connection, parameters | {"name": names[0]})
+    else:
+        rows = connection.execute(_REUSABLE, parameters | {"names": names})
+    found: dict[tuple[Identifier, bool], Standing] = {}
+    for row in rows:
+        name = (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
+        if name not in found or found[name][1] < row.expires_at:
+            found[name] = (row.id, row.expires_at)
+    return found
+
+
+def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authorization, ...]:
+    """Authorizations with their challenges, in the order of `ids`."""
+    if not ids:
+        return ()
+    if len(ids) == 1:
+        parameter = {"authorization_id": ids[0]}
+        row = _BY_ID.execute(connection, parameter).first()
+        if row is None:
+            return ()
+        return (authorization_of(row, tuple(map(challenge_of, _CHALLENGES_OF.execute(connection, parameter)))),)
+    parameters = {"ids": list(ids)}
+    challenges: dict[str, list[Challenge]] = {}
+    for row in connection.execute(_CHALLENGES, parameters):
+        challenges.setdefault(row.authorization_id, []).append(challenge_of(row))
+    found = {
+        row.id: authorization_of(row, tuple(challenges.get(row.id, ())))
+        for row in connection.execute(_BY_IDS, parameters)
+    }
+    return tuple(found[each] for each in ids if each in found)
+
+
+def make_valid(connection: Connection, authorization_id: str, valid_until: datetime) -> bool:
+    """Make an authorization valid; false where it stands in no state that leads there."""
+    parameters = {"authorization_id": authorization_id, "valid_until": valid_until}
+    return _MAKE_VALID.execute(connection, parameters).rowcount == 1
+
+
+def move_authorization(
+    connection: Connection, authorization_id: str, target: AuthorizationStatus, *conditions: Any, **values: object
+) -> bool:
+    """Take an authorization to another state by the table of transitions; false where none leads there."""
+    done = connection.execute(
+        update(acme_authorizations)
+        .where(
+            acme_authorizations.c.id == authorization_id,
+            acme_authorizations.c.status.in_(sources_of(target)),
+            *conditions,
+        )
+        .values(status=target.value, **values)
+    )
+    return done.rowcount == 1
+
+
+def authorization_of(row: AnyRow, challenges: tuple[Challenge, ...]) -> Authorization:
+    """Make the value of a row."""
+    return Authorization(
+        id=row.id,
+        account_id=row.account_id,
+        identifier=Identifier(IdentifierType(row.type), row.value),
+        wildcard=row.wildcard,
+        status=AuthorizationStatus(row.status),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        challenges=challenges,
+    )
+
+
+def challenge_of(row: AnyRow) -> Challenge:
+    """Make the value of a row."""
+    return Challenge(
+        id=row.id,
+        authorization_id=row.authorization_id,
+        type=row.type,
+        token=row.token,
+        status=ChallengeStatus(row.status),
+        validated_at=row.validated_at,
+        error=row.error,
+        attempts=row.attempts,
+    )

@@ -1,0 +1,151 @@
+"""Help that teaches: every command, argument and option has its text, and every example runs as it is written."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interoplib.commands import shell, told
+from interoplib.server import Server
+from interoplib.tools import run
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from ca_server.cli.app import app
+
+EXAMPLE = re.compile(r"^- `(ca-server [^`]+)`", re.MULTILINE)
+NOT_RUN = ("serve", "init", "--follow", "accept-anchor")
+"""Examples that make a home, do not end, or want a stopped server are checked, not run."""
+
+
+def walk(command: Any, name: str = "ca-server") -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name, groups included."""
+    yield name, command
+    for child, each in getattr(command, "commands", {}).items():
+        if not each.hidden:
+            yield from walk(each, f"{name} {child}")
+
+
+COMMANDS = dict(walk(get_command(app)))
+LEAVES = [name for name, command in COMMANDS.items() if not hasattr(command, "commands")]
+READERS = {
+    "issuer list",
+    "issuer show",
+    "cert list",
+    "cert show",
+    "crl show",
+    "eab list",
+    "audit verify",
+    "audit tail",
+    "config check",
+    "doctor",
+}
+EXAMPLES = [line for name in LEAVES for line in EXAMPLE.findall(COMMANDS[name].help)]
+
+
+@pytest.fixture(scope="module")
+def server(ca_server_command: Path, open_folder: Callable[[str], Path]) -> Iterator[Server]:
+    server = Server(ca_server_command, open_folder("help"))
+    server.init()
+    server.start()
+    yield server
+    assert server.stop() == 0, server.log_tail()
+
+
+def test_all_commands_are_there() -> None:
+    assert {name.removeprefix("ca-server ") for name in LEAVES} == {
+        "init",
+        "serve",
+        "doctor",
+        "issuer list",
+        "issuer show",
+        "issuer export",
+        "cert list",
+        "cert show",
+        "cert export",
+        "cert revoke",
+        "crl publish",
+        "crl show",
+        "eab create",
+        "eab list",
+        "eab disable",
+        "audit verify",
+        "audit tail",
+        "audit export",
+        "audit accept-anchor",
+        "config check",
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_a_text(name: str) -> None:
+    command = COMMANDS[name]
+    assert len(command.help or "") > 20
+    for parameter in command.params:
+        assert len(getattr(parameter, "help", None) or "") > 10, parameter.name
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_command_takes_home_and_set(name: str) -> None:
+    options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert {"--home", "--set"} <= options
+    assert any(parameter.envvar == "CA_SERVER_HOME" for parameter in COMMANDS[name].params)
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_every_command_that_reads_takes_json(name: str) -> None:
+    options = {option for parameter in COMMANDS[f"ca-server {name}"].params for option in parameter.opts}
+    assert "--json" in options
+
+
+def test_no_option_takes_a_secret() -> None:
+    options = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    assert "--pin-file" in options
+    assert not [option for option in options if re.search(r"pin$|password|secret", option)]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_command_has_an_example_of_itself(name: str) -> None:
+    examples = EXAMPLE.findall(COMMANDS[name].help)
+    assert examples
+    assert all(example.startswith(name) for example in examples)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_printed(name: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*name.split()[1:], "--help"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    for parameter in COMMANDS[name].params:
+        for option in parameter.opts:
+            assert option in done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_run(server: Server, tmp_path: Path, example: str) -> None:
+    words = example.split()
+    if any(word in words for word in NOT_RUN):
+        name = next(name for name in LEAVES if example.startswith(name))
+        known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
+        return
+    line = example
+    if "SERIAL" in example:
+        listed = told(server, "cert", "list", "--status", "valid", "--profile", "ocsp-responder")
+        line = example.replace("SERIAL", listed[0]["serial"])
+    if "KID" in example:
+        line = example.replace("KID", told(server, "eab", "create")["kid"])
+    output = shell(server, line, tmp_path)
+    if ">" in words:
+        assert output == ""
+        assert (tmp_path / words[words.index(">") + 1]).stat().st_size > 0
+
+
+def test_a_group_without_a_command_shows_its_help(ca_server_command: Path) -> None:
+    for name in ([], ["cert"]):
+        done = run([ca_server_command, *name], expect=2)
+        assert "Usage: ca-server" in done.stdout + done.stderr
+
+
+def test_version(ca_server_command: Path) -> None:
+    assert re.fullmatch(r"ca-server/\d+\.\d+\.\d+\S*\n", run([ca_server_command, "--version"]).stdout)
