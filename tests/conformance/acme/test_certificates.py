@@ -221,10 +221,10 @@ async def test_names_that_no_validation_covers_are_not_signed(world, csr):
 
 
 async def issuing_request(world, location):
-    from protocols.acme.issuing import enrollment_request
+    from protocols.acme.issuing import _evidence, enrollment_request
 
-    order = await world.front._store.order(location.rpartition("/")[2])
-    return enrollment_request(order, "default", order.csr_der, await world.front._issuing._evidence(order))
+    found = await world.front._store.order_work(location.rpartition("/")[2])
+    return enrollment_request(found.order, "default", found.order.csr_der, _evidence(found))
 
 
 async def test_a_refusal_of_the_core_makes_the_order_invalid(world, csr, monkeypatch):
