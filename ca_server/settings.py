@@ -35,6 +35,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tenant: Name = "default"
     names: tuple[str, ...] = ()
     """Further DNS names and addresses of the server's own TLS certificate."""
+    staging: bool = False
+    """Written by `init --staging`: a home for tests, whose issuers' common names begin with STAGING."""
 
 
 class ProcessSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -163,6 +165,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     redirect_ports: tuple[Port, ...] = (80, 443)
     max_identifiers: Annotated[int, Meta(ge=1, le=1000)] = 100
     max_open_orders: Count = 300
+    unsafe_skip_validation: bool = False
+    """Challenges are valid without a look. Refused but in staging homes; logged and on record at every start."""
     retention: Seconds = 86_400 * 30
     """How long orders are kept after they, their authorizations and their certificate have expired."""
 

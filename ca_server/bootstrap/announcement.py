@@ -12,6 +12,7 @@ def announcement(home: Home, settings: Settings) -> str:
     return "\n".join(
         (
             "",
+            *_warnings(settings),
             f"ca-server is ready; home {home.path}",
             f"  ACME directory    {https}/acme/directory",
             f"  CRL               {http}/crl/{issuing}.crl  (root: {http}/crl/{root}.crl)",
@@ -27,3 +28,11 @@ def announcement(home: Home, settings: Settings) -> str:
             "",
         )
     )
+
+
+def _warnings(settings: Settings) -> tuple[str, ...]:
+    """What nobody may overlook."""
+    if not settings.server.staging:
+        return ()
+    unsafe = "; challenges are NOT VALIDATED (acme.unsafe_skip_validation)"
+    return (f"STAGING: a CA for tests, never to be trusted{unsafe if settings.acme.unsafe_skip_validation else ''}",)

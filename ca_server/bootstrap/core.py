@@ -34,6 +34,7 @@ from ca_server.core.profiles import ProfileBook
 from ca_server.core.responders import Responders
 from ca_server.core.revocation import Revocation
 from ca_server.core.service import AdminService, CoreService, WriteGate
+from ca_server.core.staging import check_staging
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Fence
@@ -49,6 +50,7 @@ NODE_LEASE = timedelta(seconds=30)
 HEARTBEAT = 10.0
 DRAIN_OF_ISSUANCE = 0.3
 """Part of `processes.drain_seconds` for issuance under way, when the ports are closed."""
+_SKIP_VALIDATION = "acme.unsafe_skip_validation"
 MAX_AUDIT_LAG = 30.0
 """Seconds that the tree of the audit log may be behind before this core says that it is not well."""
 
@@ -276,7 +278,7 @@ class CoreRuntime:
         _log.warning("the database was accepted as it is", why=str(mismatch))
 
     async def issuers_changed(self) -> None:
-        """Read the issuers again. ConfigurationError where all there are belong to another tenant."""
+        """Read the issuers again. ConfigurationError where they are another tenant's, or of the other kind of home."""
         stored = await self.stores.issuers.issuers()
         tenants = {issuer.tenant for issuer in stored}
         if tenants and tenants != {self.settings.server.tenant}:
@@ -286,11 +288,14 @@ class CoreRuntime:
                 self.settings.server.tenant,
                 f"the issuers of this database belong to {', '.join(sorted(tenants))}; put that back",
             )
+        check_staging(stored, staging=self.settings.server.staging, where=str(self.home.configuration))
         await self.issuers.load()
         self.ocsp.index()
 
     async def settle_in(self) -> None:
         """Put on record that the core starts, settle what earlier boots left, and see to CRLs and responders."""
+        if self.settings.acme.unsafe_skip_validation:
+            _log.critical("UNSAFE: challenges are valid without validation", setting=_SKIP_VALIDATION)
         if self.gate.reason is not None:
             return
         await self._record_start()
@@ -315,12 +320,14 @@ class CoreRuntime:
         record = [start]
         if changed:
             record.append(self.events.make(EventType.CONFIGURATION_CHANGED, object=start.object, extra=changed))
+        if self.settings.acme.unsafe_skip_validation:
+            record.append(self.events.make(EventType.UNSAFE_SETTING, object=f"setting:{_SKIP_VALIDATION}"))
         await self.stores.audit.append(record)
 
     def front_port(self) -> CoreService:
         """The port for fronts."""
         return CoreService(
-            welcome=Welcome(self.fence.node, self._nonce_key, self.settings.hash),
+            welcome=Welcome(self.fence.node, self._nonce_key, self.settings.hash, staging=self.settings.server.staging),
             issuance=self.issuance,
             revocation=self.revocation,
             responder=self.ocsp,

@@ -131,7 +131,7 @@ async def _front_ends(
     }
     if "acme" in wanted:
         acme = AcmeFrontEnd(
-            options=_acme_options(settings),
+            options=_acme_options(settings, welcome),
             store=SqlAcmeStore(stores.database, settings.server.tenant),
             core=core,
             profiles=book,
@@ -145,7 +145,7 @@ async def _front_ends(
     return registrars
 
 
-def _acme_options(settings: Settings) -> AcmeOptions:
+def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
     acme = settings.acme
     return AcmeOptions(
         external_url=settings.https_url,
@@ -174,6 +174,8 @@ def _acme_options(settings: Settings) -> AcmeOptions:
         retention=timedelta(seconds=acme.retention),
         max_identifiers=acme.max_identifiers,
         max_open_orders=acme.max_open_orders,
+        # The core has looked at the issuers' certificates; this process has the setting alone.
+        unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,
     )
 
 

@@ -17,6 +17,7 @@ from ca_server.bootstrap.token import module_path, pin_source
 from ca_server.bootstrap.users import check_reachable, create_folders, hand_over, resolve_users, write_private
 from ca_server.configuration import load_settings
 from ca_server.core.issuers import IssuerPlan
+from ca_server.core.staging import staging_name
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home, Settings, default_host
 from ca_server.store.migrate import migrate
@@ -38,6 +39,7 @@ class InitialChoices:
     allow_domains: tuple[str, ...] = ()
     pin_file: Path | None = None
     pin_environment: str = "CA_SERVER_PIN"
+    staging: bool = False
 
 
 def is_initialised(home: Home) -> bool:
@@ -56,6 +58,13 @@ async def initialise(home: Home, choices: InitialChoices, overrides: Sequence[st
     if not home.configuration.exists():
         _write_configuration(home, choices)
     settings = load_settings(home.configuration, overrides)
+    if choices.staging and not settings.server.staging:
+        raise ConfigurationError(
+            str(home.configuration),
+            "server.staging",
+            False,
+            "this file was written for a home that is no staging one; remove it, or choose another --home",
+        )
     users = resolve_users(settings.processes, str(home.configuration))
     check_reachable(home, users)
     create_folders(home, users)
@@ -90,6 +99,10 @@ def _write_configuration(home: Home, choices: InitialChoices) -> None:
     document["server"]["external_host"] = choices.external_host or default_host()
     if choices.allow_domains:
         document["policy"]["extra_domains"] = list(choices.allow_domains)
+    if choices.staging:
+        document["server"]["staging"] = True
+        for issuer in document["issuers"].values():
+            issuer["common_name"] = staging_name(issuer["common_name"])
     temporary = home.configuration.with_suffix(".new")
     temporary.write_text(tomlkit.dumps(document), "utf-8")
     temporary.replace(home.configuration)
@@ -170,7 +183,7 @@ async def _create_issuers(home: Home, settings: Settings) -> None:
                     name=name,
                     parent=issuer.parent or None,
                     algorithm=issuer.key,
-                    common_name=issuer.common_name,
+                    common_name=staging_name(issuer.common_name) if settings.server.staging else issuer.common_name,
                     organization=issuer.organization,
                     country=issuer.country,
                     days=issuer.days,

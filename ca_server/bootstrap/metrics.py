@@ -53,7 +53,9 @@ def validation(kind: str, outcome: str) -> None:
     telemetry.ACME_VALIDATIONS.labels(kind, outcome).inc()
 
 
-def database(_operation: str, seconds: float, units: int) -> None:
+def database(operation: str, seconds: float, units: int) -> None:
     """One commit of the database's writer with its batch."""
+    if operation != "write":
+        return
     telemetry.DB_COMMIT_SECONDS.observe(seconds)
     telemetry.DB_COMMIT_UNITS.observe(units)

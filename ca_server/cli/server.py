@@ -43,6 +43,9 @@ def init(
     ] = None,
     *,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where the home exists.")] = False,
+    staging: Annotated[
+        bool, typer.Option("--staging", help="A home for tests: the issuers' names begin with STAGING.")
+    ] = False,
 ) -> None:
     """Make a home: token, keys, root and issuing CA, database, configuration and profiles.
 
@@ -56,7 +59,7 @@ def init(
     place = home_at(home)
     if if_missing and is_initialised(place):
         return
-    choices = InitialChoices(https_port, http_port, external_host, tuple(allow_domain), pin_file)
+    choices = InitialChoices(https_port, http_port, external_host, tuple(allow_domain), pin_file, staging=staging)
     run(initialise(place, choices, settings))
     sys.stdout.write(f"initialised {place.path}; next: ca-server serve --home {place.path}\n")
 
@@ -71,6 +74,10 @@ def serve(
     *,
     single_process: Annotated[
         bool, typer.Option("--single-process", help="Core and front in one process, without separation.")
+    ] = False,
+    unsafe_skip_validation: Annotated[
+        bool,
+        typer.Option("--unsafe-skip-validation", help="Staging homes only: challenges are valid without a look."),
     ] = False,
 ) -> None:
     """Serve this home until SIGTERM; SIGHUP reads the profiles again.
@@ -87,6 +94,8 @@ def serve(
         overrides.append(f"listeners.http.port={http_port}")
     if fronts is not None:
         overrides.append(f"processes.fronts={fronts}")
+    if unsafe_skip_validation:
+        overrides.append("acme.unsafe_skip_validation=true")
     place, effective = open_settings(home, overrides)
     if allow_domain:
         domains = ",".join((*effective.policy.extra_domains, *allow_domain))

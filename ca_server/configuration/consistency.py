@@ -16,7 +16,7 @@ def check_consistency(settings: Settings) -> Mistake | None:
     return next(
         (
             mistake
-            for check in (_listeners, _hosts, _networks, _nameservers, _urls, _domains, _issuers)
+            for check in (_listeners, _hosts, _networks, _nameservers, _urls, _domains, _issuers, _unsafe)
             for mistake in check(settings)
         ),
         None,
@@ -143,3 +143,12 @@ def _issuers(settings: Settings) -> Iterator[Mistake]:
             ancestor = settings.issuers[ancestor].parent if ancestor in settings.issuers else ""
         if issuer.crl_interval > issuer.crl_lifetime / 2:
             yield Mistake(f"issuers.{name}.crl_interval", issuer.crl_interval, "at most half of crl_lifetime")
+
+
+def _unsafe(settings: Settings) -> Iterator[Mistake]:
+    if settings.acme.unsafe_skip_validation and not settings.server.staging:
+        yield Mistake(
+            "acme.unsafe_skip_validation",
+            value=True,
+            remedy="only for a home made by 'ca-server init --staging'; leave it out",
+        )

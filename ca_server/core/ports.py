@@ -69,6 +69,8 @@ class Welcome:
     node: str
     nonce_key: bytes
     configuration: str
+    staging: bool = False
+    """Whether this is a staging CA, by the setting and by its issuers' certificates."""
 
 
 @dataclass(frozen=True, slots=True)

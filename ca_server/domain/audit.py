@@ -11,6 +11,8 @@ class EventType(StrEnum):
     SERVER_START = "server.start"
     SERVER_STOP = "server.stop"
     CONFIGURATION_CHANGED = "configuration.changed"
+    UNSAFE_SETTING = "unsafe.setting"
+    """The server starts with a setting whose name begins with `unsafe_`."""
     PROFILE_CHANGED = "profile.changed"
     ISSUER_RESERVED = "issuer.reserved"
     """A CA certificate is about to be signed: serial and TBS hash."""

@@ -33,11 +33,11 @@ from ca_server.store.acme_challenges import (
     record_attempt,
 )
 from ca_server.store.acme_orders import (
+    begin_finalize,
     claim_orders,
     fail_orders,
     fail_processing,
     insert_order,
-    move_order,
     of_authorization,
     order_by_id,
     order_ids,
@@ -50,8 +50,9 @@ from ca_server.store.audit import insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.claims import Once
 from ca_server.store.database import Database
-from ca_server.store.tables import certificates, eab_keys, spki_blocklist
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order, OrderStatus
+from ca_server.store.issuance import read_spki_blocked
+from ca_server.store.tables import certificates, eab_keys
+from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
 from protocols.acme.ports import ChallengeWork, Lessee, NonceUse, OrderWork, Work
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
@@ -112,7 +113,7 @@ class SqlAcmeStore:
     # --- Accounts -------------------------------------------------------------------------------------------------
 
     async def account(self, account_id: str) -> Account | None:
-        return await self._database.read(lambda connection: account_by_id(connection, account_id))
+        return await self._database.glance(lambda connection: account_by_id(connection, account_id))
 
     async def bound_profile(self, account: Account) -> str | None:
         if account.eab_kid is None:
@@ -186,10 +187,10 @@ class SqlAcmeStore:
         )
 
     async def order(self, order_id: str) -> Order | None:
-        return await self._database.read(lambda connection: order_by_id(connection, order_id, self._tenant))
+        return await self._database.glance(lambda connection: order_by_id(connection, order_id, self._tenant))
 
     async def order_work(self, order_id: str) -> OrderWork | None:
-        return await self._database.read(lambda connection: order_work(connection, order_id, self._tenant))
+        return await self._database.glance(lambda connection: order_work(connection, order_id, self._tenant))
 
     async def orders_of(self, account_id: str, after: str | None, limit: int) -> tuple[str, ...]:
         return await self._database.read(lambda connection: order_ids(connection, account_id, after, limit))
@@ -197,11 +198,11 @@ class SqlAcmeStore:
     async def begin_finalize(
         self, account_id: str, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None
     ) -> bool:
-        def work(connection: Connection) -> bool:
-            lease = {"lease_holder": lessee.holder, "lease_until": lessee.until}
-            return move_order(connection, order_id, OrderStatus.PROCESSING, csr=csr_der, **lease)
-
-        return await self._write(work, account_id=account_id, nonce=nonce)
+        return await self._write(
+            lambda connection: begin_finalize(connection, order_id, csr_der, lessee),
+            account_id=account_id,
+            nonce=nonce,
+        )
 
     async def claim_orders(self, lessee: Lessee, limit: int, *, restarted: bool = False) -> tuple[Work, ...]:
         return await self._write(
@@ -227,11 +228,11 @@ class SqlAcmeStore:
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
     async def authorization(self, authorization_id: str) -> Authorization | None:
-        found = await self._database.read(lambda connection: authorizations(connection, [authorization_id]))
+        found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))
         return found[0] if found else None
 
     async def challenge(self, challenge_id: str) -> tuple[Challenge, Authorization] | None:
-        return await self._database.read(lambda connection: challenge_by_id(connection, challenge_id))
+        return await self._database.glance(lambda connection: challenge_by_id(connection, challenge_id))
 
     async def challenge_work(self, challenge_id: str) -> ChallengeWork | None:
         return await self._database.read(lambda connection: challenge_work(connection, challenge_id))
@@ -324,5 +325,4 @@ class SqlAcmeStore:
         )
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        query = select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == spki_sha256)
-        return await self._database.read(lambda connection: connection.execute(query).first() is not None)
+        return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))

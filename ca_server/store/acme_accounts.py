@@ -11,13 +11,14 @@ from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.acme_orders import fail_orders
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_nonces, acme_orders
 from ca_server.store.claims import OnceTable
+from ca_server.store.statements import Prepared
 from ca_server.store.types import AnyRow
 from protocols.acme.model import AuthorizationStatus, sources_of
 from protocols.acme.ports import NonceReplayedError
 
 USED_NONCES = OnceTable(acme_nonces, acme_nonces.c.nonce, acme_nonces.c.expires_at, NonceReplayedError)
 
-_BY_ID = select(acme_accounts).where(acme_accounts.c.id == bindparam("account_id"))
+_BY_ID = Prepared(select(acme_accounts).where(acme_accounts.c.id == bindparam("account_id")))
 _BY_THUMBPRINT = select(acme_accounts).where(
     acme_accounts.c.tenant == bindparam("of_tenant"), acme_accounts.c.key_thumbprint == bindparam("thumbprint")
 )
@@ -73,7 +74,7 @@ def account_by_thumbprint(connection: Connection, tenant: str, thumbprint: str) 
 
 def account_by_id(connection: Connection, account_id: str) -> Account | None:
     """An account by id."""
-    row = connection.execute(_BY_ID, {"account_id": account_id}).first()
+    row = _BY_ID.execute(connection, {"account_id": account_id}).first()
     return None if row is None else account_of(row)
 
 

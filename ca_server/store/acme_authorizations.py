@@ -1,6 +1,6 @@
 """ACME authorizations with their challenges, inside a transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_tables import acme_authorizations, acme_challenges
-from ca_server.store.statements import Prepared
+from ca_server.store.statements import Prepared, is_one_of
 from ca_server.store.types import AnyRow
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 
@@ -16,13 +16,27 @@ _NEW = ("id", "account_id", "type", "value", "wildcard", "status", "created_at",
 _INSERT = Prepared(insert(acme_authorizations).values({name: bindparam(name) for name in _NEW}))
 _NEW_CHALLENGE = ("id", "authorization_id", "account_id", "type", "token", "status", "attempts")
 _INSERT_CHALLENGE = Prepared(insert(acme_challenges).values({name: bindparam(name) for name in _NEW_CHALLENGE}))
+_BY_ID = Prepared(select(acme_authorizations).where(acme_authorizations.c.id == bindparam("authorization_id")))
+_CHALLENGES_OF = Prepared(
+    select(acme_challenges)
+    .where(acme_challenges.c.authorization_id == bindparam("authorization_id"))
+    .order_by(acme_challenges.c.type, acme_challenges.c.id)
+)
+_MAKE_VALID = Prepared(
+    update(acme_authorizations)
+    .where(
+        acme_authorizations.c.id == bindparam("authorization_id"),
+        is_one_of(acme_authorizations.c.status, sources_of(AuthorizationStatus.VALID)),
+    )
+    .values(status=AuthorizationStatus.VALID.value, expires_at=bindparam("valid_until"))
+)
 _BY_IDS = select(acme_authorizations).where(acme_authorizations.c.id.in_(bindparam("ids", expanding=True)))
 _CHALLENGES = (
     select(acme_challenges)
     .where(acme_challenges.c.authorization_id.in_(bindparam("ids", expanding=True)))
     .order_by(acme_challenges.c.type, acme_challenges.c.id)
 )
-_REUSABLE = select(
+_REUSABLE_ALL = select(
     acme_authorizations.c.id,
     acme_authorizations.c.type,
     acme_authorizations.c.value,
@@ -30,10 +44,11 @@ _REUSABLE = select(
     acme_authorizations.c.expires_at,
 ).where(
     acme_authorizations.c.account_id == bindparam("of_account"),
-    acme_authorizations.c.value.in_(bindparam("names", expanding=True)),
     acme_authorizations.c.status == AuthorizationStatus.VALID.value,
     acme_authorizations.c.expires_at > bindparam("until"),
 )
+_REUSABLE = _REUSABLE_ALL.where(acme_authorizations.c.value.in_(bindparam("names", expanding=True)))
+_REUSABLE_ONE = Prepared(_REUSABLE_ALL.where(acme_authorizations.c.value == bindparam("name")))
 
 Standing = tuple[str, datetime]
 """A valid authorization: its id and its expiry."""
@@ -79,14 +94,13 @@ def reusable(
     connection: Connection, candidates: Sequence[Authorization], until: datetime
 ) -> dict[tuple[Identifier, bool], Standing]:
     """By name and wildcard flag, the account's valid authorization that lasts longest, and beyond `until`."""
-    rows = connection.execute(
-        _REUSABLE,
-        {
-            "of_account": candidates[0].account_id,
-            "names": sorted({each.identifier.value for each in candidates}),
-            "until": until,
-        },
-    )
+    names = sorted({each.identifier.value for each in candidates})
+    parameters = {"of_account": candidates[0].account_id, "until": until}
+    rows: Iterable[Any]
+    if len(names) == 1:
+        rows = _REUSABLE_ONE.execute(connection, parameters | {"name": names[0]})
+    else:
+        rows = connection.execute(_REUSABLE, parameters | {"names": names})
     found: dict[tuple[Identifier, bool], Standing] = {}
     for row in rows:
         name = (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
@@ -99,6 +113,12 @@ def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authoriz
     """Authorizations with their challenges, in the order of `ids`."""
     if not ids:
         return ()
+    if len(ids) == 1:
+        parameter = {"authorization_id": ids[0]}
+        row = _BY_ID.execute(connection, parameter).first()
+        if row is None:
+            return ()
+        return (authorization_of(row, tuple(map(challenge_of, _CHALLENGES_OF.execute(connection, parameter)))),)
     parameters = {"ids": list(ids)}
     challenges: dict[str, list[Challenge]] = {}
     for row in connection.execute(_CHALLENGES, parameters):
@@ -108,6 +128,12 @@ def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authoriz
         for row in connection.execute(_BY_IDS, parameters)
     }
     return tuple(found[each] for each in ids if each in found)
+
+
+def make_valid(connection: Connection, authorization_id: str, valid_until: datetime) -> bool:
+    """Make an authorization valid; false where it stands in no state that leads there."""
+    parameters = {"authorization_id": authorization_id, "valid_until": valid_until}
+    return _MAKE_VALID.execute(connection, parameters).rowcount == 1
 
 
 def move_authorization(

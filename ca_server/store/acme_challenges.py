@@ -2,30 +2,86 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, select, update
+from sqlalchemy import Connection, and_, bindparam, func, literal_column, select, update
 
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.store.acme_authorizations import authorization_of, authorizations, challenge_of, move_authorization
+from ca_server.store.acme_authorizations import (
+    authorization_of,
+    authorizations,
+    challenge_of,
+    make_valid,
+    move_authorization,
+)
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
+from ca_server.store.statements import Prepared, is_one_of
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
-_BY_ID = select(acme_challenges).where(acme_challenges.c.id == bindparam("challenge_id"))
+_BY_ID = Prepared(select(acme_challenges).where(acme_challenges.c.id == bindparam("challenge_id")))
 _THUMBPRINT = select(acme_accounts.c.key_thumbprint).where(acme_accounts.c.id == bindparam("account_id"))
 _AUTHORIZATION = select(acme_authorizations).where(acme_authorizations.c.id == bindparam("authorization_id"))
-_COUNT_PROCESSING = (
+_COUNT_PROCESSING = Prepared(
     select(func.count())
     .select_from(acme_challenges)
-    .where(acme_challenges.c.account_id == bindparam("of_account"), acme_challenges.c.status == _PROCESSING)
+    # Written out, so that the database sees that its partial index serves.
+    .where(acme_challenges.c.account_id == bindparam("of_account"), literal_column("status = 'processing'"))
 )
+_BEGIN = Prepared(
+    update(acme_challenges)
+    .where(
+        acme_challenges.c.id == bindparam("challenge_id"),
+        is_one_of(acme_challenges.c.status, sources_of(ChallengeStatus.PROCESSING)),
+        select(acme_authorizations.c.id)
+        .where(
+            acme_authorizations.c.id == acme_challenges.c.authorization_id,
+            acme_authorizations.c.status == AuthorizationStatus.PENDING.value,
+            acme_authorizations.c.expires_at > bindparam("now"),
+        )
+        .exists(),
+    )
+    .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
+)
+
+
+def _finish(target: ChallengeStatus, *conditions: Any) -> Prepared:
+    return Prepared(
+        update(acme_challenges)
+        .where(
+            acme_challenges.c.id == bindparam("challenge_id"),
+            is_one_of(acme_challenges.c.status, sources_of(target)),
+            acme_challenges.c.lease_holder == bindparam("of_holder"),
+            *conditions,
+        )
+        .values(
+            status=target.value,
+            error=bindparam("with_error"),
+            validated_at=bindparam("at"),
+            lease_holder=None,
+            lease_until=None,
+        )
+    )
+
+
+_FINISH_VALID = _finish(
+    ChallengeStatus.VALID,
+    select(acme_authorizations.c.id)
+    .where(
+        acme_authorizations.c.id == bindparam("authorization_id"),
+        is_one_of(acme_authorizations.c.status, sources_of(AuthorizationStatus.VALID)),
+        acme_authorizations.c.expires_at > bindparam("now"),
+    )
+    .exists(),
+)
+_FINISH_INVALID = _finish(ChallengeStatus.INVALID)
 
 
 def challenge_by_id(connection: Connection, challenge_id: str) -> tuple[Challenge, Authorization] | None:
     """A challenge with its authorization."""
-    row = connection.execute(_BY_ID, {"challenge_id": challenge_id}).first()
+    row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
     if row is None:
         return None
     (authorization,) = authorizations(connection, [row.authorization_id])
@@ -34,7 +90,7 @@ def challenge_by_id(connection: Connection, challenge_id: str) -> tuple[Challeng
 
 def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork | None:
     """A challenge in processing with what its validation needs."""
-    row = connection.execute(_BY_ID, {"challenge_id": challenge_id}).first()
+    row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
     if row is None or row.status != _PROCESSING:
         return None
     of = connection.execute(_AUTHORIZATION, {"authorization_id": row.authorization_id}).one()
@@ -46,32 +102,20 @@ def begin_challenge(
     connection: Connection, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int
 ) -> bool:
     """Take a pending challenge of a pending, unexpired authorization to processing. RATE_LIMITED at the maximum."""
-    if connection.execute(_COUNT_PROCESSING, {"of_account": account_id}).scalar_one() >= max_processing:
+    if _COUNT_PROCESSING.execute(connection, {"of_account": account_id}).one()[0] >= max_processing:
         raise CaError(
             ErrorKind.RATE_LIMITED,
             f"{max_processing} challenges of the account are being validated; wait for some of them",
             rule="acme.max_validations",
             retry_after=10,
         )
-    pending = (
-        select(acme_authorizations.c.id)
-        .where(
-            acme_authorizations.c.id == acme_challenges.c.authorization_id,
-            acme_authorizations.c.status == AuthorizationStatus.PENDING.value,
-            acme_authorizations.c.expires_at > lessee.now,
-        )
-        .exists()
-    )
-    done = connection.execute(
-        update(acme_challenges)
-        .where(
-            acme_challenges.c.id == challenge_id,
-            acme_challenges.c.status.in_(sources_of(ChallengeStatus.PROCESSING)),
-            pending,
-        )
-        .values(status=_PROCESSING, attempts=1, lease_holder=lessee.holder, lease_until=lessee.until)
-    )
-    return done.rowcount == 1
+    parameters = {
+        "challenge_id": challenge_id,
+        "now": lessee.now,
+        "for_holder": lessee.holder,
+        "until": lessee.until,
+    }
+    return _BEGIN.execute(connection, parameters).rowcount == 1
 
 
 def claim_challenges(
@@ -165,38 +209,21 @@ def finish_challenge(
     tenant: str,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
-    target = ChallengeStatus.VALID if error is None else ChallengeStatus.INVALID
     authorization_id = work.authorization.id
-    challenge = acme_challenges.c
-    can_be_valid = (
-        select(acme_authorizations.c.id)
-        .where(
-            acme_authorizations.c.id == authorization_id,
-            acme_authorizations.c.status.in_(sources_of(AuthorizationStatus.VALID)),
-            acme_authorizations.c.expires_at > now,
-        )
-        .exists()
-    )
-    done = connection.execute(
-        update(acme_challenges)
-        .where(
-            challenge.id == work.challenge.id,
-            challenge.status.in_(sources_of(target)),
-            challenge.lease_holder == holder,
-            *((can_be_valid,) if error is None else ()),
-        )
-        .values(
-            status=target.value,
-            error=error,
-            validated_at=now if error is None else None,
-            lease_holder=None,
-            lease_until=None,
-        )
-    )
+    parameters = {
+        "challenge_id": work.challenge.id,
+        "of_holder": holder,
+        "with_error": error,
+        "at": now if error is None else None,
+    }
+    if error is None:
+        done = _FINISH_VALID.execute(connection, parameters | {"authorization_id": authorization_id, "now": now})
+    else:
+        done = _FINISH_INVALID.execute(connection, parameters)
     if done.rowcount != 1:
         return False
     if error is None:
-        move_authorization(connection, authorization_id, AuthorizationStatus.VALID, expires_at=valid_until)
+        make_valid(connection, authorization_id, valid_until)
         make_ready(connection, authorization_id)
     # An authorization that another challenge made valid stays so.
     elif move_authorization(connection, authorization_id, AuthorizationStatus.INVALID):

@@ -8,18 +8,24 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from ca_server.core.audit import encode_event
 from ca_server.domain.audit import AuditEvent
 from ca_server.store.audit_tables import audit_events
+from ca_server.store.statements import Prepared
 
 _CACHE = "audit-sequences"
 """Key of `Connection.info`: the last sequence by process, as this connection remembers it."""
 
 _values = [bindparam(column.name, type_=column.type) for column in audit_events.columns]
 _earlier = audit_events.alias("earlier")
-_LAST = select(func.max(_earlier.c.sequence)).where(_earlier.c.process == bindparam("of_process"))
-_INSERT = insert(audit_events).values({column.name: bindparam(column.name) for column in audit_events.columns})
-_INSERT_BEHIND = insert(audit_events).from_select(
-    [column.name for column in audit_events.columns],
-    select(*_values).where(_LAST.scalar_subquery() == bindparam("previous")),
-    include_defaults=False,
+_SELECT_LAST = select(func.max(_earlier.c.sequence)).where(_earlier.c.process == bindparam("of_process"))
+_LAST = Prepared(_SELECT_LAST)
+_INSERT = Prepared(
+    insert(audit_events).values({column.name: bindparam(column.name) for column in audit_events.columns})
+)
+_INSERT_BEHIND = Prepared(
+    insert(audit_events).from_select(
+        [column.name for column in audit_events.columns],
+        select(*_values).where(_SELECT_LAST.scalar_subquery() == bindparam("previous")),
+        include_defaults=False,
+    )
 )
 
 
@@ -37,8 +43,7 @@ def insert_events(connection: Connection, events: Sequence[AuditEvent]) -> None:
     for process, group in by_process.items():
         last = _insert_first(connection, group[0], remembered.get(process))
         rest = [_row(event, last + offset) for offset, event in enumerate(group[1:], 1)]
-        if rest:
-            connection.execute(_INSERT, rest)
+        _INSERT.execute_many(connection, rest)
         remembered[process] = last + len(rest)
 
 
@@ -49,10 +54,10 @@ def _insert_first(connection: Connection, event: AuditEvent, remembered: int | N
     """
     if remembered:
         row = _row(event, remembered + 1) | {"of_process": event.process, "previous": remembered}
-        if connection.execute(_INSERT_BEHIND, row).rowcount == 1:
+        if _INSERT_BEHIND.execute(connection, row).rowcount == 1:
             return remembered + 1
-    sequence: int = (connection.execute(_LAST, {"of_process": event.process}).scalar() or 0) + 1
-    connection.execute(_INSERT, _row(event, sequence))
+    sequence: int = (_LAST.execute(connection, {"of_process": event.process}).scalar() or 0) + 1
+    _INSERT.execute(connection, _row(event, sequence))
     return sequence
 
 

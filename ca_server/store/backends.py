@@ -7,6 +7,8 @@ microseconds long, and aiosqlite hands each of them (cursor, execute, fetch, clo
 """
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -16,12 +18,15 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ca_server.domain.errors import ConfigurationError
+from ca_server.store.failures import Failure, classify
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
 _POSTGRESQL_NAMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _CONNECT_TIMEOUT = 10.0
+_FIRST_LOCK_PAUSE = 0.0002
+_LONGEST_LOCK_PAUSE = 0.003
 _PREPARED_STATEMENTS = 256
 
 
@@ -35,6 +40,9 @@ class Backend(Protocol):
 
     async def read(self, query: Work[T]) -> T:
         """Run in a transaction of its own on a connection that can't write."""
+
+    async def glance(self, query: Work[T]) -> T:
+        """`read` for a few rows found by index, which may be done at once on the calling thread."""
 
     async def drop_writer(self) -> None:
         """Forget the writing connection: the next `write` opens another."""
@@ -106,13 +114,13 @@ def _postgresql_engine(url: URL, pool_size: int, statement_timeout: float) -> As
 
 
 def prepare_sqlite(
-    engine: Engine, busy_timeout: float, *, read_only: bool = False, begin: str = "BEGIN IMMEDIATE"
+    engine: Engine, busy_timeout: float, *, read_only: bool = False, begin: str | None = "BEGIN IMMEDIATE"
 ) -> None:
     """Make an SQLite engine durable and transactional.
 
     The driver's own BEGIN comes late and never before SAVEPOINT or DDL, so SQLAlchemy emits it (its documentation of
     SQLite, "Using SQLAlchemy to emit BEGIN"). Writers begin IMMEDIATE, since a transaction that read first can't
-    wait for the lock.
+    wait for the lock. With `begin` None nothing does: whoever uses the engine begins.
     """
     pragmas: Mapping[str, str] = {
         "busy_timeout": str(int(busy_timeout * 1000)),
@@ -121,7 +129,7 @@ def prepare_sqlite(
         "foreign_keys": "ON",
         "query_only": "ON" if read_only else "OFF",
     }
-    statement = "BEGIN" if read_only else begin
+    statement = "BEGIN" if read_only and begin is not None else begin
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
@@ -131,9 +139,40 @@ def prepare_sqlite(
             cursor.execute(f"PRAGMA {name} = {value}")
         cursor.close()
 
+    if statement is None:
+        return
+
     @event.listens_for(engine, "begin")
     def emit_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+        if statement == "BEGIN IMMEDIATE" and connection.dialect.driver == "pysqlite":
+            _begin_patiently(connection, statement, busy_timeout)
+        else:
+            connection.exec_driver_sql(statement)
+
+
+def _begin_patiently(connection: Connection, statement: str, busy_timeout: float) -> None:
+    """Begin, waiting for another process's transaction: those take a millisecond or few.
+
+    SQLite's own wait sleeps longer from one try to the next, up to 100 ms: long after the lock was free.
+    """
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        ends = time.monotonic() + busy_timeout
+        pause = _FIRST_LOCK_PAUSE
+        while time.monotonic() < ends:
+            try:
+                driver.execute(statement)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    break
+                time.sleep(pause)
+                pause = min(pause * 1.5, _LONGEST_LOCK_PAUSE)
+            else:
+                return
+        connection.exec_driver_sql(statement)  # for SQLAlchemy's error
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
 
 
 class AsyncBackend:
@@ -155,6 +194,9 @@ class AsyncBackend:
         async with self._reader.connect() as connection:
             return await connection.run_sync(query)
 
+    async def glance(self, query: Work[T]) -> T:
+        return await self.read(query)
+
     async def drop_writer(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -170,7 +212,11 @@ class AsyncBackend:
 
 
 class ThreadBackend:
-    """SQLite on threads: one that writes, and as many as there are connections that read."""
+    """SQLite on threads: one that writes, and as many as there are connections that read.
+
+    A glance takes some ten microseconds, far less than a thread's turn: it is taken on the event loop's thread. In WAL
+    mode no writer holds it up; where something else does (it never waits for a lock), it goes to a thread after all.
+    """
 
     dialect = "sqlite"
 
@@ -180,12 +226,16 @@ class ThreadBackend:
         self._reader = create_engine(
             url, pool_size=pool_size, max_overflow=0, connect_args=arguments, hide_parameters=True
         )
+        self._glancer = create_engine(url, pool_size=1, max_overflow=0, connect_args=arguments, hide_parameters=True)
+        prepare_sqlite(self._glancer, 0, read_only=True, begin=None)
         prepare_sqlite(self._engine, busy_timeout)
         prepare_sqlite(self._reader, busy_timeout, read_only=True)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._read_threads = ThreadPoolExecutor(pool_size, thread_name_prefix="store-read")
         self._connection: Connection | None = None
         """Owned by the writing thread."""
+        self._glancing: Connection | None = None
+        """Owned by the event loop's thread."""
 
     async def write(self, work: Work[T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._write_thread, self._write, work)
@@ -200,7 +250,35 @@ class ThreadBackend:
 
     def _read(self, query: Work[T]) -> T:
         with self._reader.connect() as connection:
+            connection.begin()
             return query(connection)
+
+    async def glance(self, query: Work[T]) -> T:
+        try:
+            return self._glance(query)
+        except Exception as error:
+            self._close_glancing()
+            if classify(error) is Failure.UNIT:
+                raise
+            return await self.read(query)
+
+    def _glance(self, query: Work[T]) -> T:
+        if self._glancing is None:
+            self._glancing = self._glancer.connect()
+        driver: Any = self._glancing.connection.driver_connection
+        driver.execute("BEGIN")
+        try:
+            return query(self._glancing)
+        finally:
+            if self._glancing.in_transaction():
+                self._glancing.rollback()
+            driver.rollback()
+
+    def _close_glancing(self) -> None:
+        connection, self._glancing = self._glancing, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
 
     async def drop_writer(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._write_thread, self._drop)
@@ -212,6 +290,8 @@ class ThreadBackend:
             connection.close()
 
     async def close(self) -> None:
+        self._close_glancing()
+        self._glancer.dispose()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._write_thread, self._close)
         await loop.run_in_executor(self._read_threads, self._reader.dispose)

@@ -149,7 +149,7 @@ ISSUED_COLUMNS = (
 
 IS_CHAIN = and_(ca_certificates.c.issuer_key_id == certificates.c.issuer_key_id, ca_certificates.c.preferred)
 
-_ISSUED_FOR = (
+_ISSUED_FOR = Prepared(
     select(*ISSUED_COLUMNS)
     .select_from(enrollments)
     .join(certificates, certificates.c.enrollment_id == enrollments.c.id)
@@ -190,7 +190,7 @@ def insert_certificate(
         "issuer_key_id": issuer_key_id,
         "enrollment_id": enrollment_id,
     }
-    identity: int = _INSERT.execute(connection, values).scalar_one()
+    identity: int = _INSERT.execute(connection, values).one().id
     _INSERT_NAMES.execute_many(connection, [_name_values(identity, *each) for each in enumerate(record.names)])
     return identity
 
@@ -276,7 +276,7 @@ def insert_blocked(connection: Connection, key: BlockedKey) -> bool:
 
 def issued_for(connection: Connection, key: EnrollmentKey) -> IssuedCertificate | None:
     """The certificate of an enrollment, with its chain; None where it has none (yet)."""
-    row = connection.execute(_ISSUED_FOR, enrollment_parameters(key)).first()
+    row = _ISSUED_FOR.execute(connection, enrollment_parameters(key)).first()
     return None if row is None else issued_of(row)
 
 

@@ -75,7 +75,7 @@ _INTENT_COLUMNS = (
 _intent_issuers = issuers.alias("intent_issuers")
 
 # One statement, so that certificate and intent are seen at one moment under READ COMMITTED too.
-_ENROLLMENT = (
+_ENROLLMENT = Prepared(
     select(
         enrollments.c.csr_sha256,
         certificates.c.id.label("certificate_id"),
@@ -106,7 +106,7 @@ _ORPHANED_INTENTS = _LIVE_INTENTS.join(nodes, nodes.c.node == intents.c.node).wh
     nodes.c.lease_expires < bindparam("now")
 )
 
-_FIND_ENROLLMENT = select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT)
+_FIND_ENROLLMENT = Prepared(select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT))
 _HAS_CERTIFICATE = select(certificates.c.id).where(certificates.c.enrollment_id == bindparam("enrollment_id"))
 _INSERT_ENROLLMENT = Prepared(
     insert_or_ignore(
@@ -164,7 +164,9 @@ _SETTLE_ABANDONED = (
     .where(intents.c.id == bindparam("intent_id"), intents.c.state == "reserved")
     .values(state="abandoned", settled_at=bindparam("at"), reason=bindparam("why"))
 )
-_BLOCKED = select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == bindparam("spki_sha256"))
+_BLOCKED = Prepared(
+    select(spki_blocklist.c.spki_sha256).where(spki_blocklist.c.spki_sha256 == bindparam("spki_sha256"))
+)
 _BLOCKLIST = select(spki_blocklist.c.spki_sha256, spki_blocklist.c.reason, spki_blocklist.c.added_at).order_by(
     spki_blocklist.c.added_at.desc(), spki_blocklist.c.spki_sha256
 )
@@ -178,7 +180,7 @@ class SqlIssuanceStore:
         self._database = database
 
     async def enrollment(self, key: EnrollmentKey) -> EnrollmentState:
-        return await self._database.read(lambda connection: read_enrollment(connection, key))
+        return await self._database.glance(lambda connection: read_enrollment(connection, key))
 
     async def reserve(self, intent: IssuanceIntent, csr_sha256: bytes, events: Sequence[AuditEvent]) -> None:
         def unit(connection: Connection) -> None:
@@ -238,10 +240,7 @@ class SqlIssuanceStore:
         )
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        parameters = {"spki_sha256": spki_sha256}
-        return await self._database.read(
-            lambda connection: connection.execute(_BLOCKED, parameters).first() is not None
-        )
+        return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))
 
     async def blocked_keys(self) -> tuple[BlockedKey, ...]:
         return await self._database.read(
@@ -267,9 +266,18 @@ class SqlIssuanceStore:
         return await self._database.write(unit)
 
 
+def read_spki_blocked(connection: Connection, spki_sha256: bytes) -> bool:
+    """Whether a public key is on the blocklist, on a connection."""
+    return _BLOCKED.execute(connection, {"spki_sha256": spki_sha256}).first() is not None
+
+
 def read_enrollment(connection: Connection, key: EnrollmentKey) -> EnrollmentState:
     """Where an enrollment stands, on a connection."""
-    row = connection.execute(_ENROLLMENT, enrollment_parameters(key)).first()
+    parameters = enrollment_parameters(key)
+    # Most are new: one index tells that for a tenth of what the joins cost.
+    if _FIND_ENROLLMENT.execute(connection, parameters).first() is None:
+        return EnrollmentState(EnrollmentOutcome.NONE)
+    row = _ENROLLMENT.execute(connection, parameters).first()
     if row is None:
         return EnrollmentState(EnrollmentOutcome.NONE)
     if row.certificate_id is not None:
@@ -337,7 +345,7 @@ def _create_or_find_enrollment(connection: Connection, intent: IssuanceIntent, c
     created: int | None = _INSERT_ENROLLMENT.execute(connection, values).scalar()
     if created is not None:
         return created, True
-    row = connection.execute(_FIND_ENROLLMENT, enrollment_parameters(key)).one()
+    row = _FIND_ENROLLMENT.execute(connection, enrollment_parameters(key)).one()
     if row.csr_sha256 != csr_sha256:
         raise CaError(ErrorKind.CONFLICT, "the enrollment began with another CSR")
     return row.id, False

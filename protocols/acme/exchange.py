@@ -14,7 +14,7 @@ from ca_server.domain.audit import AuditEvent, EventType, Outcome
 from ca_server.domain.enrollment import Protocol, Requester
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
 from ca_server.web.middleware import request_id
-from protocols.acme.jwk import Jwk, JwsError, parse_jwk
+from protocols.acme.jwk import Jwk, JwsError, account_key
 from protocols.acme.jws import Jws, parse_jws, verify_jws
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.options import AcmeOptions
@@ -183,7 +183,7 @@ class Doorkeeper:
             raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "kid names no account of this server"))
         if account.status is not AccountStatus.VALID:
             raise CaError(ErrorKind.UNAUTHENTICATED, f"the account is {account.status.value}")
-        return account, parse_jwk(account.jwk)
+        return account, account_key(account.jwk)
 
     async def close(self, exchange: Exchange) -> None:
         """Use the nonce up where no transaction of the request did. NonceReplayedError."""

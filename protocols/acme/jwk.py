@@ -4,6 +4,7 @@ A `Jwk` has passed every check: lengths, point on the curve, size of the modulus
 spelling of the key, so equal keys are equal bytes.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +115,12 @@ def parse_jwk(data: bytes | Mapping[str, Any]) -> Jwk:
     if not isinstance(kind, str):
         raise JwsError(JwsErrorKind.MALFORMED, "JWK: kty is missing")
     raise _bad_key("JWK: kty is none of EC, OKP and RSA")
+
+
+@functools.lru_cache(maxsize=4096)
+def account_key(stored: bytes) -> Jwk:
+    """`parse_jwk` of an account's key as stored, remembered by its bytes: the same account signs many requests."""
+    return parse_jwk(stored)
 
 
 def _ec_key(members: Mapping[str, Any]) -> Jwk:

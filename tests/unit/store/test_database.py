@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -356,3 +357,71 @@ async def test_a_file_that_cannot_be_opened(tmp_path: Any) -> None:
     with pytest.raises(CaError) as refused:
         await Database.open(f"sqlite:///{tmp_path}/missing/ca.db")
     assert refused.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_a_glance_sees_what_is_committed_and_changes_nothing(table: Database) -> None:
+    await table.write(insert("a"))
+    assert await table.glance(keys) == ["a"]
+    with pytest.raises(CaError):
+        await table.glance(insert("b"))
+    await table.write(insert("c"))
+    assert await table.glance(keys) == ["a", "c"]
+
+
+async def test_a_glance_leaves_no_transaction_open(table: Database, url: str) -> None:
+    """One that stood open would show old rows for ever, and keep the write-ahead log from being taken back."""
+    await table.write(insert("a"))
+
+    assert await table.glance(keys) == ["a"]
+    with pytest.raises(LookupError):
+        await table.glance(_fail)
+    assert await table.glance(keys) == ["a"]
+    if table.dialect == "sqlite":
+        other = sqlite3.connect(url.removeprefix("sqlite:///"))
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+        other.close()
+
+
+def _fail(_connection: Connection) -> None:
+    raise LookupError("on purpose")
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_glance_that_is_held_up_is_read_on_a_thread(database: Database) -> None:
+    """What waits must not wait on the event loop's thread."""
+    threads: list[str] = []
+
+    def query(_connection: Connection) -> int:
+        threads.append(threading.current_thread().name)
+        if len(threads) == 1:
+            raise failure_of(5)
+        return 7
+
+    assert await database.glance(query) == 7
+    assert threads[0] == threading.main_thread().name
+    assert threads[1].startswith("store-read")
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_transaction_waits_for_another_process_and_fails_when_that_lasts(url: str) -> None:
+    database = await Database.open(url, statement_timeout=0.3, patience=0.1)
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    try:
+        await database.write(
+            lambda connection: connection.execute(text("CREATE TABLE t (k TEXT PRIMARY KEY)")) and None
+        )
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(database.write(insert("a")))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        other.execute("COMMIT")
+        assert await waiting == "a"
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CaError) as caught:
+            await database.write(insert("b"))
+        assert caught.value.kind is ErrorKind.UNAVAILABLE
+        other.execute("COMMIT")
+        assert await database.write(insert("c")) == "c"
+    finally:
+        other.close()
+        await database.close()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from ca_server.store.database import Database
 from ca_server.store.statements import Prepared, insert_or_ignore
@@ -69,3 +70,43 @@ async def test_insert_or_ignore(database: Database) -> None:
         return [prepared.execute(connection, values).scalar() for _ in range(2)]
 
     assert await database.write(unit) == ["a", None]
+
+
+async def test_every_type_is_read_as_by_sqlalchemy(database: Database) -> None:
+    query = select(eab_keys).where(eab_keys.c.kid == bindparam("of_kid"))
+    prepared = Prepared(query)
+
+    def unit(connection: Connection) -> tuple[list[Any], list[Any], int, Any]:
+        connection.execute(INSERT, ROW)
+        rows = prepared.execute(connection, {"of_kid": "k"})
+        by_name = rows.one().created_at
+        return list(rows), [tuple(each) for each in connection.execute(query, {"of_kid": "k"})], rows.rowcount, by_name
+
+    prepared_rows, rows, _, created_at = await database.write(unit)
+    assert prepared_rows == rows
+    assert [type(value) for value in prepared_rows[0]] == [type(value) for value in rows[0]]
+    assert created_at == WHEN
+
+
+async def test_errors_are_sqlalchemys_and_show_no_parameters(database: Database) -> None:
+    prepared = Prepared(INSERT)
+
+    def unit(connection: Connection) -> None:
+        prepared.execute(connection, ROW | {"owner": "a secret"})
+        prepared.execute(connection, ROW | {"owner": "a secret"})
+
+    with pytest.raises(IntegrityError) as caught:
+        await database.write(unit)
+    assert "a secret" not in str(caught.value)
+    assert await database.read(lambda connection: connection.execute(select(eab_keys)).all()) == []
+
+
+async def test_rows_changed_are_counted(database: Database) -> None:
+    change = Prepared(update(eab_keys).where(eab_keys.c.kid == bindparam("of_kid")).values(owner="Bob"))
+
+    def unit(connection: Connection) -> tuple[int, int]:
+        connection.execute(INSERT, ROW)
+        changed, unchanged = (change.execute(connection, {"of_kid": kid}) for kid in "kx")
+        return changed.rowcount, unchanged.rowcount
+
+    assert await database.write(unit) == (1, 0)
