@@ -231,6 +231,16 @@ DB_COMMIT_UNITS = Histogram(
     "ca_server_db_commit_units", "Units of work in one commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
 DB_COMMIT_SECONDS = Histogram("ca_server_db_commit_seconds", "Time of one commit with its batch.", buckets=_FAST)
+DB_WAITING = Gauge("ca_server_db_waiting", "Units of work that wait for a transaction.", multiprocess_mode="livesum")
+DB_RETRIES = Counter("ca_server_db_retries_total", "Units of work whose transaction was undone and that ran again.")
+DB_REFUSED = Counter(
+    "ca_server_db_refused_total", "Units of work given up: the database was away, locked or full, or the queue was."
+)
+DB_UP = Gauge(
+    "ca_server_db_up",
+    "0 in a process since a unit was given up, 1 since a commit; the least of all processes.",
+    multiprocess_mode="livemin",
+)
 ACME_VALIDATIONS = Counter("ca_server_acme_validations_total", "Challenge validations.", ["type", "outcome"])
 OCSP_ANSWERS = Counter(
     "ca_server_ocsp_answers_total", "OCSP answers: good, revoked, unknown, or the error status.", ["status"]

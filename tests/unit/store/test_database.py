@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -356,3 +357,43 @@ async def test_a_file_that_cannot_be_opened(tmp_path: Any) -> None:
     with pytest.raises(CaError) as refused:
         await Database.open(f"sqlite:///{tmp_path}/missing/ca.db")
     assert refused.value.kind is ErrorKind.UNAVAILABLE
+
+
+# --- Locked by another process ------------------------------------------------------------------------------------
+
+
+async def test_a_locked_database_holds_nobody_up_for_long(tmp_path: Path) -> None:
+    """What has waited long enough is given up together: the attempts of a batch do not add up."""
+    path = tmp_path / "locked.db"
+    seen: list[str] = []
+    opened = await Database.open(
+        f"sqlite:///{path}",
+        statement_timeout=0.2,
+        patience=0.1,
+        observe=lambda name, _seconds, _count: seen.append(name),
+    )
+    await opened.write(lambda connection: connection.execute(text("CREATE TABLE t (k TEXT PRIMARY KEY)")) and None)
+    attempts = 0
+    write = opened._backend.write
+
+    async def counted(work: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        return await write(work)
+
+    opened._backend.write = counted  # type: ignore[method-assign]
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answers = await asyncio.gather(*(opened.write(insert(f"{n}")) for n in range(20)), return_exceptions=True)
+    assert {answer.kind for answer in answers if isinstance(answer, CaError)} == {ErrorKind.UNAVAILABLE}
+    assert len(answers) == 20
+    # The batch together, and at most one unit alone.
+    assert attempts <= 2
+    assert opened.problem is not None
+    assert seen.count("refused") == 20
+    assert await opened.read(keys) == []
+    other.execute("ROLLBACK")
+    assert await opened.write(insert("after")) == "after"
+    assert opened.problem is None
+    assert opened.queued == 0
+    await opened.close()
