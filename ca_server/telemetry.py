@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -56,6 +56,21 @@ def _is_secret(name: object) -> bool:
         return False
     lowered = name.lower()
     return lowered in _SECRET_NAMES or lowered.endswith(_SECRET_ENDINGS)
+
+
+class _LossyStream:
+    """A stream whose failures (a full disk, a pipe that nobody reads) lose the line, and never an answer."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 _PLAIN = frozenset({bool, int, float})
@@ -111,6 +126,7 @@ def configure_logging(
         raise ConfigurationError("log", "level", level, f"choose one of {', '.join(LOG_LEVELS)}")
     number = logging.getLevelNamesMapping()[level.upper()]
     target = stream if stream is not None else sys.stderr
+    lossy = _LossyStream(target)
 
     def add_process(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if process:
@@ -138,10 +154,10 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", lossy)),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(target)
+    handler = logging.StreamHandler(cast("TextIO", lossy))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],

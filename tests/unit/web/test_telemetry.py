@@ -172,3 +172,19 @@ def test_metrics_of_several_processes_are_summed(tmp_path):
     text = rendered()
     assert 'ca_server_http_in_flight{listener="http"} 1.0' in text
     assert 'ca_server_issuance_total{outcome="issued",profile="p",protocol="acme"} 2.0' in text
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(configured) -> None:
+    """As on a full disk: the line is lost, what was being done is not."""
+
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    configured()
+    telemetry.configure_logging(stream=Full())
+    structlog.get_logger().info("request")
+    logging.getLogger("other").warning("said")
