@@ -105,6 +105,8 @@ def _commit_together(connection: Connection, units: Sequence[_Unit], *, careful:
     if not careful:
         try:
             return _Committed(_transact(connection, units, _run_plainly), clean=True)
+        except _CommitUnknownError:
+            raise
         except Exception as error:
             if classify(error) is not Failure.UNIT:
                 raise

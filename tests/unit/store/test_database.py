@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Transaction, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
@@ -397,3 +397,33 @@ async def test_a_locked_database_holds_nobody_up_for_long(tmp_path: Path) -> Non
     assert opened.problem is None
     assert opened.queued == 0
     await opened.close()
+
+
+# --- A commit whose answer is lost --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("stands", [True, False])
+async def test_a_commit_whose_answer_was_lost_is_asked_for(
+    table: Database, monkeypatch: pytest.MonkeyPatch, count: int, stands: bool
+) -> None:
+    """Failed, and failed but persisted: each unit takes effect once, and its caller is told that it did."""
+    if table.dialect == "sqlite":
+        pytest.skip("a commit of SQLite is certain")
+    commit, lost = Transaction.commit, 0
+
+    def lose(transaction: Transaction) -> None:
+        nonlocal lost
+        if lost:
+            commit(transaction)
+            return
+        lost += 1
+        if stands:
+            commit(transaction)
+        raise OperationalError("COMMIT", {}, Exception("the server closed the connection"), connection_invalidated=True)
+
+    monkeypatch.setattr(Transaction, "commit", lose)
+    wanted = [f"{n}" for n in range(count)]
+    assert await asyncio.gather(*(table.write(insert(key)) for key in wanted)) == wanted
+    assert lost == 1
+    assert await table.read(keys) == wanted
