@@ -187,6 +187,24 @@ def configure_logging(
 # --- Metrics ------------------------------------------------------------------------------------------------------
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_mostrecent")
+_METRICS_FILE_SIZE = 1 << 18
+
+
+def _reserve_metrics_files() -> None:
+    """Give this process's files their place on the disk before they are mapped.
+
+    The client library maps files full of holes, and SIGBUS kills who touches a hole of a file on a full disk.
+    """
+    directory = os.environ.get(MULTIPROCESS_VARIABLE)
+    if not directory:
+        return
+    for kind in _METRICS_FILES:
+        with contextlib.suppress(OSError), (Path(directory) / f"{kind}_{os.getpid()}.db").open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, _METRICS_FILE_SIZE)
+
+
+_reserve_metrics_files()
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 ISSUANCE = Counter(
