@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -56,6 +56,21 @@ def _is_secret(name: object) -> bool:
         return False
     lowered = name.lower()
     return lowered in _SECRET_NAMES or lowered.endswith(_SECRET_ENDINGS)
+
+
+class _LossyStream:
+    """A stream whose failures (a full disk, a pipe that nobody reads) lose the line, and never an answer."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 _PLAIN = frozenset({bool, int, float})
@@ -111,6 +126,7 @@ def configure_logging(
         raise ConfigurationError("log", "level", level, f"choose one of {', '.join(LOG_LEVELS)}")
     number = logging.getLevelNamesMapping()[level.upper()]
     target = stream if stream is not None else sys.stderr
+    lossy = _LossyStream(target)
 
     def add_process(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if process:
@@ -138,10 +154,10 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", lossy)),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(target)
+    handler = logging.StreamHandler(cast("TextIO", lossy))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
@@ -171,6 +187,24 @@ def configure_logging(
 # --- Metrics ------------------------------------------------------------------------------------------------------
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_mostrecent")
+_METRICS_FILE_SIZE = 1 << 18
+
+
+def _reserve_metrics_files() -> None:
+    """Give this process's files their place on the disk before they are mapped.
+
+    The client library maps files full of holes, and SIGBUS kills who touches a hole of a file on a full disk.
+    """
+    directory = os.environ.get(MULTIPROCESS_VARIABLE)
+    if not directory:
+        return
+    for kind in _METRICS_FILES:
+        with contextlib.suppress(OSError), (Path(directory) / f"{kind}_{os.getpid()}.db").open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, _METRICS_FILE_SIZE)
+
+
+_reserve_metrics_files()
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 ISSUANCE = Counter(
@@ -231,6 +265,16 @@ DB_COMMIT_UNITS = Histogram(
     "ca_server_db_commit_units", "Units of work in one commit.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
 )
 DB_COMMIT_SECONDS = Histogram("ca_server_db_commit_seconds", "Time of one commit with its batch.", buckets=_FAST)
+DB_WAITING = Gauge("ca_server_db_waiting", "Units of work that wait for a transaction.", multiprocess_mode="livesum")
+DB_RETRIES = Counter("ca_server_db_retries_total", "Units of work whose transaction was undone and that ran again.")
+DB_REFUSED = Counter(
+    "ca_server_db_refused_total", "Units of work given up: the database was away, locked or full, or the queue was."
+)
+DB_UP = Gauge(
+    "ca_server_db_up",
+    "0 in a process since a unit was given up, 1 since a commit; the least of all processes.",
+    multiprocess_mode="livemin",
+)
 ACME_VALIDATIONS = Counter("ca_server_acme_validations_total", "Challenge validations.", ["type", "outcome"])
 OCSP_ANSWERS = Counter(
     "ca_server_ocsp_answers_total", "OCSP answers: good, revoked, unknown, or the error status.", ["status"]

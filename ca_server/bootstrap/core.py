@@ -375,6 +375,10 @@ class CoreRuntime:
         except CaError as error:
             database_ok = False
             problems.append(f"database: {error.detail}")
+        if database_ok and (unwritable := self.stores.database.problem) is not None:
+            # It may be read all the same: locked, full, or read-only.
+            database_ok = False
+            problems.append(f"database: {unwritable}")
         problems.extend(f"crl of {name}: missing or expired" for name in stale)
         lag = self.sequencer.lag_seconds
         if self.sequencer.problem is not None:

@@ -54,8 +54,15 @@ def validation(kind: str, outcome: str) -> None:
 
 
 def database(operation: str, seconds: float, units: int) -> None:
-    """One commit of the database's writer with its batch."""
-    if operation != "write":
-        return
-    telemetry.DB_COMMIT_SECONDS.observe(seconds)
-    telemetry.DB_COMMIT_UNITS.observe(units)
+    """What the database's writer did: `ca_server.store.database.Observer`."""
+    if operation == "write":
+        telemetry.DB_COMMIT_SECONDS.observe(seconds)
+        telemetry.DB_COMMIT_UNITS.observe(units)
+        telemetry.DB_UP.set(1)
+    elif operation == "waiting":
+        telemetry.DB_WAITING.set(units)
+    elif operation == "retry":
+        telemetry.DB_RETRIES.inc(units)
+    elif operation == "refused":
+        telemetry.DB_REFUSED.inc(units)
+        telemetry.DB_UP.set(0)

@@ -91,6 +91,8 @@ def _child(
     for override in overrides:
         arguments += ["--set", override]
     account = users.core if is_core else users.front
+    if account is not None:
+        environment.update(account.environment)
     return ChildSpec(
         name=name,
         argv=arguments,

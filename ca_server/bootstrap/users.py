@@ -17,10 +17,16 @@ FRONT_UID = "CA_SERVER_FRONT_UID"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A system user."""
+    """A system user; `folder` is its home directory, which need not exist."""
 
     name: str
     uid: int
+    folder: str = "/nonexistent"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells libraries who they run as: with root's HOME they would look for files that are closed to them."""
+        return {"HOME": self.folder, "USER": self.name, "LOGNAME": self.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,11 @@ def resolve_users(settings: ProcessSettings, where: str) -> Users:
             settings.core_user,
             f"{error.args[0]}; create group and users (scripts/run does), or set processes.allow_root=true",
         ) from None
-    return Users(Account(core.pw_name, core.pw_uid), Account(front.pw_name, front.pw_uid), group.gr_gid)
+    return Users(_account(core), _account(front), group.gr_gid)
+
+
+def _account(entry: pwd.struct_passwd) -> Account:
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_dir)
 
 
 def check_reachable(home: Home, users: Users) -> None:
@@ -137,6 +147,7 @@ def become_core(users: Users) -> None:
     os.setgroups([])
     os.setgid(users.gid)
     os.setuid(users.core.uid)
+    os.environ.update(users.core.environment)
     os.umask(SHARED_UMASK)
 
 

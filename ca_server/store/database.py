@@ -32,7 +32,9 @@ from ca_server.store.failures import Failure, classify
 
 T = TypeVar("T")
 Observer = Callable[[str, float, int], None]
-"""Called with `write` (seconds of a transaction, units in it), `read` (seconds, 1) or `retry` (0.0, units)."""
+"""Called with `write` (seconds of a transaction, units in it), `read` (seconds, 1), `retry` (0.0, units),
+`refused` (0.0, units that were given up or did not fit in the queue) or `waiting` (0.0, units queued now).
+"""
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 1.0
@@ -103,6 +105,8 @@ def _commit_together(connection: Connection, units: Sequence[_Unit], *, careful:
     if not careful:
         try:
             return _Committed(_transact(connection, units, _run_plainly), clean=True)
+        except _CommitUnknownError:
+            raise
         except Exception as error:
             if classify(error) is not Failure.UNIT:
                 raise
@@ -191,8 +195,10 @@ class Database:
         self._queue: deque[_Pending] = deque()
         self._wake = asyncio.Event()
         # Owned by the writer task:
-        self._unreachable = False
+        self._away = False
+        """Whether the last attempt found the database gone or locked."""
         self._careful = 0
+        self._problem: str | None = None
         self._writer = asyncio.create_task(self._run_writer(), name="store-writer")
 
     @classmethod
@@ -232,10 +238,12 @@ class Database:
         if self._closing:
             raise CaError(ErrorKind.UNAVAILABLE, "the database is being closed")
         if len(self._queue) >= self._queue_limit:
+            self._observe("refused", 0.0, 1)
             raise CaError(ErrorKind.UNAVAILABLE, "too much is waiting for the database")
         loop = asyncio.get_running_loop()
         pending = _Pending(_Unit(unit, locks, once), loop.create_future(), loop.time() + self._patience)
         self._queue.append(pending)
+        self._observe("waiting", 0.0, len(self._queue))
         self._wake.set()
         result: T = await pending.future
         return result
@@ -278,6 +286,11 @@ class Database:
         """How many units wait for a transaction."""
         return len(self._queue)
 
+    @property
+    def problem(self) -> str | None:
+        """Why the last transaction had to be given up; None since one was committed."""
+        return self._problem
+
     async def _run_writer(self) -> None:
         while True:
             if not self._queue:
@@ -287,6 +300,7 @@ class Database:
                 await self._wake.wait()
                 continue
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._max_batch))]
+            self._observe("waiting", 0.0, len(self._queue))
             try:
                 await self._commit(batch)
             except Exception as error:  # noqa: BLE001 - the writer outlives a mistake in one batch
@@ -295,7 +309,7 @@ class Database:
                     pending.settle(_Verdict(error=_unavailable(error)))
 
     async def _commit(self, batch: list[_Pending]) -> None:
-        if self._unreachable:
+        if self._away:
             batch = self._fail_impatient(batch)
             if not batch:
                 return
@@ -309,18 +323,28 @@ class Database:
             pending.settle(verdict)
 
     def _fail_impatient(self, batch: list[_Pending]) -> list[_Pending]:
-        """While the database is away, fail the units that waited long enough; return the others."""
+        """While the database is away, fail the units that waited long enough; return the others.
+
+        Without another attempt, each of which may take as long as all of their patience: a batch that met a lock would
+        be in the way of what came later for as many times that.
+        """
         now = asyncio.get_running_loop().time()
         for pending in batch:
             if pending.patience_ends <= now:
-                pending.settle(_Verdict(error=CaError(ErrorKind.UNAVAILABLE, "the database is away")))
+                pending.settle(self._give_up(CaError(ErrorKind.UNAVAILABLE, "the database is away")))
         return [pending for pending in batch if pending.patience_ends > now]
+
+    def _give_up(self, error: Exception) -> _Verdict:
+        refusal = _unavailable(error)
+        self._problem = refusal.detail
+        self._observe("refused", 0.0, 1)
+        return _Verdict(error=refusal)
 
     async def _commit_alone(self, pending: _Pending) -> None:
         loop = asyncio.get_running_loop()
         pause = _FIRST_PAUSE
         while True:
-            if self._unreachable and not self._fail_impatient([pending]):
+            if self._away and not self._fail_impatient([pending]):
                 return
             verdicts = await self._attempt([pending], last=loop.time() >= pending.patience_ends)
             if verdicts is not None:
@@ -347,15 +371,16 @@ class Database:
             verdicts = verdicts_or_none
         except Exception as error:  # noqa: BLE001 - whatever it is, it is each caller's verdict or is tried again
             failure = classify(error)
-            self._unreachable = failure is Failure.LOST
+            self._away = failure in (Failure.LOST, Failure.TRANSIENT)
             _log.warning("a transaction was rolled back", error=type(error).__name__, reach=failure.value)
             await self._drop_writer()
             if len(batch) > 1:
                 return None
             if last or failure in (Failure.BROKEN, Failure.UNIT):
-                return [_Verdict(error=_unavailable(error))]
+                return [self._give_up(error)]
             return None
-        self._unreachable = False
+        self._away = False
+        self._problem = None
         self._observe("write", time.perf_counter() - began, len(batch))
         return verdicts
 
@@ -372,9 +397,9 @@ class Database:
                 status = await self._backend.read(lambda connection: connection.execute(statement, parameters).scalar())
             except Exception as error:  # noqa: BLE001 - the database is away: ask again
                 _log.warning("the outcome of a commit is not known yet", error=type(error).__name__)
-                self._unreachable = True
+                self._away = True
             else:
-                self._unreachable = False
+                self._away = False
                 if status != "in progress":
                     break
             await asyncio.sleep(_LONGEST_PAUSE / 4)
@@ -383,7 +408,7 @@ class Database:
         if status == "aborted":
             return None
         lost = CaError(ErrorKind.UNAVAILABLE, "the database was lost, and whether it committed is not known")
-        return [_Verdict(error=lost) for _ in batch]
+        return [self._give_up(lost) for _ in batch]
 
     async def _drop_writer(self) -> None:
         try:

@@ -129,6 +129,14 @@ class PostgresServer:
         self._process.wait(START_SECONDS)
         self._process = None
 
+    def kill(self) -> None:
+        """SIGKILL to the server and all its processes, as when its machine dies."""
+        if self._process is None:
+            return
+        self._signal_all(signal.SIGKILL)
+        self._process.wait(START_SECONDS)
+        self._process = None
+
     def pause(self) -> None:
         """Let nothing be answered, as a machine does that hangs."""
         self._signal_all(signal.SIGSTOP)

@@ -22,7 +22,10 @@ EXTERNAL_HOST = "127.0.0.1"
 
 
 class Server:
-    """`command` is the path of ca-server; `launcher` is what starts it (scripts/run, or ca-server itself)."""
+    """`command` is the path of ca-server; `launcher` is what starts it (scripts/run, or ca-server itself).
+
+    `environment` is what its processes and commands have beside the tests' own.
+    """
 
     def __init__(self, command: Path, folder: Path, settings: Sequence[str] = ()) -> None:
         self.command = command
@@ -32,6 +35,7 @@ class Server:
         self.issuing = folder / "issuing.pem"
         self.https_port, self.http_port = free_ports(2)
         self.settings = tuple(settings)
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.seconds_to_ready = 0.0
 
@@ -56,7 +60,8 @@ class Server:
         return f"http://{EXTERNAL_HOST}:{self.http_port}"
 
     def init(self, *options: str) -> None:
-        run([self.command, "init", *self.options, "--external-host", EXTERNAL_HOST, *options])
+        argv = [self.command, "init", *self.options, "--external-host", EXTERNAL_HOST, *options]
+        run(argv, env=self.environment)
 
     def start(self, *launcher: str | Path) -> None:
         """Start and wait until it is ready; the launcher is `ca-server serve` unless another is given."""
@@ -65,6 +70,7 @@ class Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*argv, *self.options],
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -128,7 +134,7 @@ class Server:
 
     def cli(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run `ca-server ARGUMENTS --home HOME`."""
-        return run([self.command, *arguments, "--home", self.home], expect=expect)
+        return run([self.command, *arguments, "--home", self.home], env=self.environment, expect=expect)
 
     def certificates(self, name: str) -> list[dict[str, Any]]:
         """What the inventory has under a name."""

@@ -8,7 +8,7 @@ import pytest
 
 from ca_server.bootstrap.users import Users, create_folders, hand_over
 from ca_server.domain.errors import ConfigurationError
-from ca_server.settings import Home
+from ca_server.settings import Home, Settings
 
 NOBODY = Users(None, None, None)
 
@@ -58,3 +58,19 @@ def test_handing_over_follows_no_link(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         hand_over(home, users)
     assert victim.stat().st_uid == 0
+
+
+@pytest.mark.parametrize(("role", "name"), [(("core",), "the-core"), (("front", "--index", "1"), "the-front")])
+def test_a_child_of_another_user_is_told_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: tuple[str, ...], name: str
+) -> None:
+    """asyncpg looks below HOME for its files: root's is closed to it, and no connection came about."""
+    from ca_server.bootstrap.serve import _child
+    from ca_server.bootstrap.users import Account
+
+    monkeypatch.setenv("HOME", "/root")
+    users = Users(Account("the-core", 1, "/of/the-core"), Account("the-front", 2, "/of/the-front"), 3)
+    spec = _child(role[0], role, Home(tmp_path), Settings(), (), users)
+    assert (spec.env["HOME"], spec.env["USER"], spec.env["LOGNAME"]) == (f"/of/{name}", name, name)
+    spec = _child(role[0], role, Home(tmp_path), Settings(), (), NOBODY)
+    assert spec.env["HOME"] == "/root"

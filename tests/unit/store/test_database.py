@@ -4,10 +4,11 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Transaction, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
@@ -425,3 +426,72 @@ async def test_a_transaction_waits_for_another_process_and_fails_when_that_lasts
     finally:
         other.close()
         await database.close()
+
+
+# --- Locked by another process ------------------------------------------------------------------------------------
+
+
+async def test_a_locked_database_holds_nobody_up_for_long(tmp_path: Path) -> None:
+    """What has waited long enough is given up together: the attempts of a batch do not add up."""
+    path = tmp_path / "locked.db"
+    seen: list[str] = []
+    opened = await Database.open(
+        f"sqlite:///{path}",
+        statement_timeout=0.2,
+        patience=0.1,
+        observe=lambda name, _seconds, _count: seen.append(name),
+    )
+    await opened.write(lambda connection: connection.execute(text("CREATE TABLE t (k TEXT PRIMARY KEY)")) and None)
+    attempts = 0
+    write = opened._backend.write
+
+    async def counted(work: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        return await write(work)
+
+    opened._backend.write = counted  # type: ignore[method-assign]
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answers = await asyncio.gather(*(opened.write(insert(f"{n}")) for n in range(20)), return_exceptions=True)
+    assert {answer.kind for answer in answers if isinstance(answer, CaError)} == {ErrorKind.UNAVAILABLE}
+    assert len(answers) == 20
+    # The batch together, and at most one unit alone.
+    assert attempts <= 2
+    assert opened.problem is not None
+    assert seen.count("refused") == 20
+    assert await opened.read(keys) == []
+    other.execute("ROLLBACK")
+    assert await opened.write(insert("after")) == "after"
+    assert opened.problem is None
+    assert opened.queued == 0
+    await opened.close()
+
+
+# --- A commit whose answer is lost --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("stands", [True, False])
+async def test_a_commit_whose_answer_was_lost_is_asked_for(
+    table: Database, monkeypatch: pytest.MonkeyPatch, count: int, stands: bool
+) -> None:
+    """Failed, and failed but persisted: each unit takes effect once, and its caller is told that it did."""
+    commit, lost = Transaction.commit, 0
+
+    def lose(transaction: Transaction) -> None:
+        nonlocal lost
+        if lost:
+            commit(transaction)
+            return
+        lost += 1
+        if stands:
+            commit(transaction)
+        raise OperationalError("COMMIT", {}, Exception("the server closed the connection"), connection_invalidated=True)
+
+    monkeypatch.setattr(Transaction, "commit", lose)
+    wanted = [f"{n}" for n in range(count)]
+    assert await asyncio.gather(*(table.write(insert(key)) for key in wanted)) == wanted
+    assert lost == 1
+    assert await table.read(keys) == wanted

@@ -172,3 +172,33 @@ def test_metrics_of_several_processes_are_summed(tmp_path):
     text = rendered()
     assert 'ca_server_http_in_flight{listener="http"} 1.0' in text
     assert 'ca_server_issuance_total{outcome="issued",profile="p",protocol="acme"} 2.0' in text
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(configured) -> None:
+    """As on a full disk: the line is lost, what was being done is not."""
+
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    configured()
+    telemetry.configure_logging(stream=Full())
+    structlog.get_logger().info("request")
+    logging.getLogger("other").warning("said")
+
+
+def test_metrics_files_have_no_holes(tmp_path: Path) -> None:
+    """A process that touches a hole of a mapped file on a full disk is killed by SIGBUS."""
+    script = (
+        "from ca_server import telemetry; telemetry.HTTP_REQUESTS.labels('l', 'f', 'GET', '200').inc();"
+        "print(telemetry.render_metrics().decode())"
+    )
+    environment = {**os.environ, **telemetry.metrics_environment(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert 'ca_server_http_requests_total{frontend="f",listener="l",method="GET",status="200"} 1.0' in done.stdout
+    files = list(tmp_path.glob("*.db"))
+    assert files
+    assert [file.name for file in files if file.stat().st_blocks * 512 < file.stat().st_size] == []
