@@ -143,7 +143,8 @@ async def port(socket: str, clients: int, pid: int, warm_up: float, seconds: flo
 async def token(home: str, label: str, clients: int, pid: int, warm_up: float, seconds: float) -> dict[str, Any]:
     """Signatures alone, from the token's worker threads as the core uses them."""
     from ca_server.bootstrap.token import open_token  # noqa: PLC0415
-    from ca_server.settings import Home, load_settings  # noqa: PLC0415
+    from ca_server.configuration import load_settings  # noqa: PLC0415
+    from ca_server.settings import Home  # noqa: PLC0415
 
     place = Home(Path(home))
     keys = await open_token(place, load_settings(place.configuration))
