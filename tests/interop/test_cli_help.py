@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from interoplib.commands import shell, told
 from interoplib.server import Server
 from interoplib.tools import run
@@ -36,6 +38,7 @@ READERS = {
     "cert show",
     "crl show",
     "eab list",
+    "key list",
     "audit verify",
     "audit tail",
     "config check",
@@ -48,6 +51,8 @@ EXAMPLES = [line for name in LEAVES for line in EXAMPLE.findall(COMMANDS[name].h
 def server(ca_server_command: Path, open_folder: Callable[[str], Path]) -> Iterator[Server]:
     server = Server(ca_server_command, open_folder("help"))
     server.init()
+    profile = server.home / "profiles" / "listener.toml"
+    profile.write_text("allow_hold = true\n" + profile.read_text())
     server.start()
     yield server
     assert server.stop() == 0, server.log_tail()
@@ -65,11 +70,15 @@ def test_all_commands_are_there() -> None:
         "cert show",
         "cert export",
         "cert revoke",
+        "cert release",
         "crl publish",
         "crl show",
         "eab create",
         "eab list",
         "eab disable",
+        "key block",
+        "key unblock",
+        "key list",
         "audit verify",
         "audit tail",
         "audit export",
@@ -133,6 +142,16 @@ def test_examples_run(server: Server, tmp_path: Path, example: str) -> None:
     if "SERIAL" in example:
         listed = told(server, "cert", "list", "--status", "valid", "--profile", "ocsp-responder")
         line = example.replace("SERIAL", listed[0]["serial"])
+    if "HELD" in example:
+        held = told(server, "cert", "list", "--status", "valid", "--profile", "listener")[0]["serial"]
+        server.cli("cert", "revoke", held, "--reason", "certificate-hold")
+        line = example.replace("HELD", held)
+    if "leaked.pem" in example:
+        leaked = ec.generate_private_key(ec.SECP256R1()).public_key()
+        pem = leaked.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / "leaked.pem").write_bytes(pem)
+        if "unblock" in example:
+            server.cli("key", "block", str(tmp_path / "leaked.pem"), "--reason", "to be undone")
     if "KID" in example:
         line = example.replace("KID", told(server, "eab", "create")["kid"])
     output = shell(server, line, tmp_path)

@@ -145,7 +145,8 @@ async def test_an_order_is_not_given_up_while_the_core_is_at_work_on_it(world, c
     signed.set()
     await asyncio.gather(*began)
     assert (await client.post(order.headers["Location"])).json["status"] == "valid"
-    assert len(began) == 1
+    # It may have been asked again before it expired; the answer was the same.
+    assert len({task.result().serial for task in began}) == 1
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,7 @@ class World:
             revocation=self.revocation,
             publisher=self.publisher,
             accounts=None,  # type: ignore[arg-type]
+            blocklist=None,  # type: ignore[arg-type]
             reload=reload,
             health=health,
             gate=self.gate,
