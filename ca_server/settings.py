@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from ca_server.domain.errors import ConfigurationError
 from ca_server.domain.keys import KeyAlgorithm
+from ca_server.domain.syslog import SyslogAddress
 
 ENVIRONMENT_PREFIX = "CA_SERVER__"
 CONFIGURATION_FILE = "ca-server.toml"
@@ -57,7 +58,7 @@ class ProcessSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Run everything as root where the users do not exist: no separation."""
 
 
-FrontEnd = Literal["acme", "status", "health", "metrics"]
+FrontEnd = Literal["acme", "status", "health", "metrics", "log"]
 
 
 class ListenerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -164,6 +165,11 @@ class AuditSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The audit log. `anchor` is best on another volume; empty: `core/anchor` in the home."""
 
     anchor: str = ""
+    syslog: str = ""
+    """Where each anchored checkpoint goes too, as a line of syslog (RFC 5424): `unix:/dev/log`, `udp://HOST[:PORT]` or
+    `tcp://HOST[:PORT]`. Empty: nowhere."""
+    log_allow_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Who may read the log on listeners that serve `log`: its entries show names and requesters."""
     checkpoint_interval: Annotated[float, Meta(gt=0, le=60)] = 0.5
 
 
@@ -496,6 +502,7 @@ def _check(settings: Settings, where: str) -> None:
     _check_nameservers(settings, where)
     _check_urls(settings, where)
     _check_issuers(settings, where)
+    _check_syslog(settings, where)
 
 
 def _check_listeners(settings: Settings, where: str) -> None:
@@ -521,6 +528,7 @@ def _check_networks(settings: Settings, where: str) -> None:
         ("acme.allowed_networks", settings.acme.allowed_networks),
         ("acme.denied_networks", settings.acme.denied_networks),
         ("metrics.allow_from", settings.metrics.allow_from),
+        ("audit.log_allow_from", settings.audit.log_allow_from),
     ):
         for network in networks:
             try:
@@ -564,6 +572,14 @@ def _check_nameservers(settings: Settings, where: str) -> None:
             good = False
         if not good:
             raise ConfigurationError(where, "dns.nameservers", server, "write IP, IP:PORT or [IPV6]:PORT")
+
+
+def _check_syslog(settings: Settings, where: str) -> None:
+    if settings.audit.syslog:
+        try:
+            SyslogAddress.parse(settings.audit.syslog)
+        except ValueError as error:
+            raise ConfigurationError(where, "audit.syslog", settings.audit.syslog, str(error)) from None
 
 
 def _check_issuers(settings: Settings, where: str) -> None:

@@ -14,12 +14,15 @@ from ca_server.bootstrap.stores import open_stores
 from ca_server.cli.common import (
     DEFAULT_HOME,
     HomeOption,
+    IssuerOption,
     JsonOption,
+    SerialArgument,
     SetOption,
     open_settings,
     print_json,
     print_table,
     run,
+    serial_digits,
 )
 from ca_server.domain.certificates import (
     CertificateRecord,
@@ -31,10 +34,6 @@ from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.inventory import InventoryStatus
 
 app = typer.Typer(help="List, show, export and revoke certificates.", no_args_is_help=True)
-SerialArgument = Annotated[str, typer.Argument(help="Serial number in hexadecimal, as `cert list` shows it.")]
-IssuerOption = Annotated[
-    str | None, typer.Option("--issuer", help="The issuer, where the serial exists under more than one.")
-]
 _REASONS = {reason.label: reason for reason in RevocationReason if reason is not RevocationReason.REMOVE_FROM_CRL}
 
 
@@ -149,10 +148,7 @@ def revoke(
 
 
 async def _find(home: Path, overrides: list[str], serial: str, issuer: str | None) -> CertificateRecord:
-    text = serial.lower().replace(":", "").removeprefix("0x").lstrip("0")
-    if not text or any(digit not in "0123456789abcdef" for digit in text):
-        raise CaError(ErrorKind.MALFORMED, f"{serial!r} is no serial number in hexadecimal")
-    text = text if len(text) % 2 == 0 else "0" + text
+    text = serial_digits(serial)
     place, settings = open_settings(home, overrides)
     async with open_stores(place, settings) as stores:
         found = await stores.inventory.search(issuer=issuer, serial_prefix=text, limit=10)
