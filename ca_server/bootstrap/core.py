@@ -389,6 +389,7 @@ class CoreRuntime:
             token_ok=self._token_problem is None,
             database_ok=database_ok,
             crls_fresh=database_ok and not stale,
+            read_only=self.gate.reason is not None,
         )
 
     @asynccontextmanager

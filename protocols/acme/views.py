@@ -31,6 +31,7 @@ from protocols.acme.revocation import Revocations
 from protocols.acme.urls import Urls
 from protocols.acme.validating import ObserveValidation, Validating
 from protocols.acme.validation import validators
+from protocols.acme.watch import CoreWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -68,6 +69,7 @@ class AcmeFrontEnd:
         self._events = events
         self._urls = Urls(options.external_url, options.default_profile)
         self._nonces = NonceBook(nonce_key, options.nonce_lifetime)
+        self._watch = CoreWatch(core)
         self._door = Doorkeeper(options, store, self._nonces, self._urls, events)
         self._issuing = Issuing(options, store, core, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
@@ -75,19 +77,23 @@ class AcmeFrontEnd:
         self._orders = Orders(options, store, profiles, checks, self._issuing, self._urls)
         self._authorizations = Authorizations(store, self._validating, self._urls)
         self._revocations = Revocations(store, core)
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     # --- Life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take up work that was left, and go on looking for it."""
-        self._housekeeping = asyncio.create_task(self._keep_house(), name="acme housekeeping")
+        await self._watch.look()
+        self._tasks = [
+            asyncio.create_task(self._watch.run(), name="acme core watch"),
+            asyncio.create_task(self._keep_house(), name="acme housekeeping"),
+        ]
 
     async def stop(self) -> None:
         """Finish issuance under way within a limit; leave validations to their leases."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._issuing.drain(DRAIN_SECONDS)
         await self._validating.stop()
 
@@ -96,6 +102,7 @@ class AcmeFrontEnd:
         node: str | None = self._events.node
         while True:
             try:
+                self._watch.check()
                 await self._issuing.resume(node)
                 await self._validating.resume(node)
                 node = None
@@ -159,6 +166,7 @@ class AcmeFrontEnd:
         """A handler for signed POSTs: checks the request, answers, and sees that its nonce is used up."""
 
         async def signed(request: web.Request) -> web.StreamResponse:
+            self._watch.check()
             profile = self._profile(request)
             try:
                 exchange = await self._door.open(request, profile, by_key=by_key)

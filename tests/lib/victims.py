@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,6 +34,7 @@ from ca_server.store.audit import SqlAuditStore
 from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
 from ca_server.store.issuance import SqlIssuanceStore
+from ca_server.store.issuers import SqlIssuerStore
 from ca_server.store.revocation import SqlRevocationStore
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)

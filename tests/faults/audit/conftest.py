@@ -1,9 +1,13 @@
 """A victim on each database."""
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "interop"))
+
 from victims import Victim, make_victim
 
 from ca_server.store.database import Database

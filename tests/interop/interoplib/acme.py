@@ -28,9 +28,10 @@ def b64url(data: bytes) -> str:
 class Problem(Exception):  # noqa: N818 - the RFC's word
     """A problem document."""
 
-    def __init__(self, status: int, document: dict[str, Any]) -> None:
+    def __init__(self, status: int, document: dict[str, Any], retry_after: str | None = None) -> None:
         super().__init__(f"{status}: {document}")
         self.status = status
+        self.retry_after = retry_after
         self.type = str(document.get("type", "")).rpartition(":")[2]
         self.document = document
 
@@ -159,7 +160,7 @@ class AcmeClient:
                 document = json.loads(text)
             except ValueError:
                 document = {"type": "not-a-problem-document", "detail": repr(text[:500])}
-            raise Problem(error.code, document) from None
+            raise Problem(error.code, document, error.headers.get("Retry-After")) from None
 
     def _poll(self, url: str, unfinished: set[str]) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE
