@@ -51,7 +51,7 @@ class ProcessSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Run everything as root where the users do not exist: no separation."""
 
 
-FrontEnd = Literal["acme", "status", "health", "metrics"]
+FrontEnd = Literal["acme", "status", "health", "metrics", "log"]
 
 
 class ListenerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -182,6 +182,11 @@ class AuditSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The audit log. `anchor` is best on another volume; empty: `core/anchor` in the home."""
 
     anchor: str = ""
+    syslog: str = ""
+    """Where each anchored checkpoint goes too, as a line of syslog (RFC 5424): `unix:/dev/log`, `udp://HOST[:PORT]` or
+    `tcp://HOST[:PORT]`. Empty: nowhere."""
+    log_allow_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Who may read the log on listeners that serve `log`: its entries show names and requesters."""
     checkpoint_interval: Annotated[float, Meta(gt=0, le=60)] = 0.5
 
 

@@ -249,6 +249,11 @@ AUDIT_LAG_SECONDS = Gauge(
 AUDIT_TREE_SIZE = Gauge(
     "ca_server_audit_tree_size", "Leaves under the latest checkpoint.", multiprocess_mode="mostrecent"
 )
+AUDIT_SYSLOG = Counter(
+    "ca_server_audit_syslog_total",
+    "Checkpoints for syslog: sent, failed (and tried again), dropped because too many waited.",
+    ["outcome"],
+)
 RPC_IN_FLIGHT = Gauge(
     "ca_server_rpc_in_flight", "Requests being handled on the port.", ["port"], multiprocess_mode="livesum"
 )

@@ -35,14 +35,16 @@ from ca_server.core.responders import Responders
 from ca_server.core.revocation import Revocation
 from ca_server.core.service import AdminService, CoreService, WriteGate
 from ca_server.core.staging import check_staging
-from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.audit import Checkpoint, EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Fence
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
+from ca_server.domain.syslog import SyslogAddress
 from ca_server.settings import Home, Settings
 from ca_server.store.anchor import FileAnchor
 from ca_server.store.migrate import migrate
+from ca_server.store.syslog import SyslogAnchor
 
 _log = structlog.get_logger()
 
@@ -97,6 +99,7 @@ class CoreRuntime:
         nonce_key: bytes,
         anchor: FileAnchor,
         origin: str,
+        publish: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         self.home = home
         self.settings = settings
@@ -182,6 +185,7 @@ class CoreRuntime:
             origin=origin,
             holder=f"{fence.node}/{fence.boot_epoch}",
             interval=settings.audit.checkpoint_interval,
+            publish=publish,
         )
 
     @classmethod
@@ -216,6 +220,12 @@ class CoreRuntime:
             book = ProfileBook(stores.profiles, profiles, pin_lifetime=lifetime)
             log_key = await _log_key(keys, stores, events)
             latest = await stores.audit.latest_checkpoint()
+            publish = None
+            if settings.audit.syslog:
+                syslog = SyslogAnchor(SyslogAddress.parse(settings.audit.syslog), observe=metrics.syslog)
+                syslog.start()
+                stack.push_async_callback(syslog.close)
+                publish = syslog.publish
             runtime = cls(
                 home=home,
                 settings=settings,
@@ -230,6 +240,7 @@ class CoreRuntime:
                 anchor=FileAnchor(Path(settings.audit.anchor) if settings.audit.anchor else home.anchor),
                 # For the life of the log, whatever the configuration says later.
                 origin=latest[0].origin if latest is not None else f"ca-server/{settings.server.tenant}",
+                publish=publish,
             )
             await runtime._check_anchor(accept_anchor)
             await runtime.issuers_changed()
@@ -391,6 +402,7 @@ class CoreRuntime:
             token_ok=self._token_problem is None,
             database_ok=database_ok,
             crls_fresh=database_ok and not stale,
+            read_only=self.gate.reason is not None,
         )
 
     @asynccontextmanager

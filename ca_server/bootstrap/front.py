@@ -32,6 +32,7 @@ from ca_server.web.tls import ListenerTls
 from protocols.acme.options import AcmeOptions
 from protocols.acme.validation import ValidationPolicy
 from protocols.acme.views import AcmeFrontEnd
+from protocols.log.views import LogFrontEnd
 from protocols.status.views import StatusFrontEnd
 
 _log = structlog.get_logger()
@@ -123,11 +124,13 @@ async def _front_ends(
 ) -> dict[str, Registrar]:
     """The front-ends that some listener serves, started."""
     wanted = {each for listener in settings.listeners.values() for each in listener.serves}
-    networks = tuple(ipaddress.ip_network(network) for network in settings.metrics.allow_from)
+    metrics_networks = tuple(ipaddress.ip_network(network) for network in settings.metrics.allow_from)
+    log_networks = tuple(ipaddress.ip_network(network) for network in settings.audit.log_allow_from)
     registrars: dict[str, Registrar] = {
         "health": health_routes(core),
-        "metrics": metrics_routes(networks),
+        "metrics": metrics_routes(metrics_networks),
         "status": StatusFrontEnd(core=core, revocation=stores.revocation, issuers=stores.issuers).register,
+        "log": LogFrontEnd(stores.audit, log_networks).register,
     }
     if "acme" in wanted:
         acme = AcmeFrontEnd(

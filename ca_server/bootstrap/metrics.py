@@ -48,6 +48,11 @@ def audit(lag_seconds: float, size: int) -> None:
     telemetry.AUDIT_TREE_SIZE.set(size)
 
 
+def syslog(outcome: str) -> None:
+    """One attempt to copy a checkpoint to syslog."""
+    telemetry.AUDIT_SYSLOG.labels(outcome).inc()
+
+
 def validation(kind: str, outcome: str) -> None:
     """One challenge validation."""
     telemetry.ACME_VALIDATIONS.labels(kind, outcome).inc()

@@ -16,32 +16,51 @@ from ca_server.bootstrap.stores import open_stores
 from ca_server.cli.common import (
     DEFAULT_HOME,
     HomeOption,
+    IssuerOption,
     JsonOption,
+    SerialArgument,
     SetOption,
     open_settings,
     run,
+    serial_digits,
 )
 from ca_server.cli.output import print_json, print_table, progress_bar
-from ca_server.core.audit import leaf_members
+from ca_server.core.audit import leaf_members, prove_serial
 from ca_server.core.audit.findings import VerificationReport
+from ca_server.core.audit.proof import check_certificate, read_certificate
 from ca_server.core.audit.reading import LoggedEvent
 from ca_server.core.audit.verify import verify as verify_log
+from ca_server.core.audit.witnessed import find_checkpoint
+from ca_server.core.notes import MAX_PROOF, InclusionProof
 from ca_server.domain.audit import EventType
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.anchor import FileAnchor
 
 app = typer.Typer(help="Verify, follow and export the audit log.", no_args_is_help=True)
+KeyOption = Annotated[
+    Path | None, typer.Option("--key", help="PEM file with the log's public key(s); default log-key.pem in the home.")
+]
 _FOLLOW_SECONDS = 1.0
+MAX_KEPT = 16 * 1024 * 1024
+"""Bytes of the longest file in which a checkpoint is looked for: some of a syslog."""
+MAX_CERTIFICATE = 1024 * 1024
 
 
 @app.command("verify")
 def verify(
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
-    key: Annotated[
-        Path | None, typer.Option(help="PEM file with the log's public key(s); default log-key.pem in the home.")
-    ] = None,
+    key: KeyOption = None,
     anchor: Annotated[Path | None, typer.Option(help="The anchor's file; default as configured.")] = None,
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE|-",
+            help="A checkpoint kept elsewhere, which the log must extend: a signed note, or lines of syslog (the last "
+            "counts); repeatable.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     grace: Annotated[float, typer.Option(min=0, help="Seconds that a new event may be without a leaf.")] = 10.0,
     *,
     json: JsonOption = False,
@@ -58,6 +77,7 @@ def verify(
     async def work() -> VerificationReport:
         place, effective = open_settings(home, settings)
         keys = read_log_keys(key or place.log_key)
+        kept = [(f"checkpoint {file}", find_checkpoint(_read(file, MAX_KEPT))) for file in checkpoint]
         path = anchor or (Path(effective.audit.anchor) if effective.audit.anchor else place.anchor)
         async with open_stores(place, effective) as stores:
             with progress_bar("verifying leaves") as progress:
@@ -65,6 +85,7 @@ def verify(
                     stores.audit,
                     keys,
                     anchor=FileAnchor(path),
+                    checkpoints=kept,
                     grace=timedelta(seconds=grace),
                     progress=progress,
                 )
@@ -86,6 +107,67 @@ def verify(
         )
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("proof")
+def proof(
+    serial: SerialArgument,
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    issuer: IssuerOption = None,
+    key: KeyOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: standard output.")] = None,
+) -> None:
+    """Write a proof that the issuance of a certificate is in the log, to be checked anywhere (C2SP tlog-proof).
+
+    It carries the event, the way to the root and the signed checkpoint: `audit verify-proof` needs the log's public
+    key alone.
+
+    - `ca-server audit proof SERIAL --out proof.txt`
+    """
+
+    async def work() -> bytes:
+        place, effective = open_settings(home, settings)
+        keys = read_log_keys(key or place.log_key)
+        async with open_stores(place, effective) as stores:
+            return (await prove_serial(stores.audit, serial_digits(serial), keys, issuer=issuer)).encode()
+
+    made = run(work())
+    if out is None:
+        sys.stdout.buffer.write(made)
+    else:
+        out.write_bytes(made)
+
+
+@app.command("verify-proof")
+def verify_proof(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE|-", help="The proof, as `audit proof` wrote it.", show_default=False)
+    ],
+    key: Annotated[Path, typer.Option("--key", help="PEM file with the log's public key(s).", show_default=False)],
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="PEM or DER file of the certificate that it must be about.")
+    ] = None,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Check a proof offline, without home, database or token, and print the event that it proves.
+
+    Exit code 0 where it holds; 1, with the reason, where it does not.
+
+    - `ca-server audit verify-proof proof.txt --key log-key.pem`
+    """
+    proven = InclusionProof.parse(_read(file, MAX_PROOF))
+    head = proven.verify(read_log_keys(key))
+    event = leaf_members(proven.extra)
+    if certificate is not None:
+        check_certificate(event, read_certificate(_read(certificate, MAX_CERTIFICATE)))
+    if json:
+        told = {"origin": head.origin, "index": proven.index, "size": head.size, "root": head.root.hex()}
+        print_json({"ok": True, **told, "event": event})
+        return
+    sys.stdout.write(proven.extra.decode() + "\n")
+    sys.stdout.write(f"in the log: leaf {proven.index} of {head.size} of {head.origin}, root {head.root.hex()}\n")
 
 
 @app.command("accept-anchor")
@@ -167,6 +249,18 @@ def export(
                 write(leaf + b"\n")
 
     run(work())
+
+
+def _read(file: Path, limit: int) -> bytes:
+    """A file, or standard input for `-`. MALFORMED beyond `limit` bytes."""
+    try:
+        with sys.stdin.buffer if str(file) == "-" else file.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except OSError as error:
+        raise CaError(ErrorKind.NOT_FOUND, f"{file} can't be read: {error.strerror}") from None
+    if len(content) > limit:
+        raise CaError(ErrorKind.MALFORMED, f"{file} is longer than {limit} bytes")
+    return content
 
 
 def _event_type(kind: str | None) -> EventType | None:

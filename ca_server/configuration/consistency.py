@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from ca_server.configuration.wording import Mistake
 from ca_server.domain.names import InvalidNameError, dns_identifier, ip_identifier
+from ca_server.domain.syslog import SyslogAddress
 from ca_server.settings import Settings
 
 _DATABASES = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres", "postgresql+asyncpg")
@@ -16,7 +17,7 @@ def check_consistency(settings: Settings) -> Mistake | None:
     return next(
         (
             mistake
-            for check in (_listeners, _hosts, _networks, _nameservers, _urls, _domains, _issuers, _unsafe)
+            for check in (_listeners, _hosts, _networks, _nameservers, _urls, _domains, _issuers, _syslog, _unsafe)
             for mistake in check(settings)
         ),
         None,
@@ -59,12 +60,21 @@ def _networks(settings: Settings) -> Iterator[Mistake]:
         ("acme.allowed_networks", settings.acme.allowed_networks),
         ("acme.denied_networks", settings.acme.denied_networks),
         ("metrics.allow_from", settings.metrics.allow_from),
+        ("audit.log_allow_from", settings.audit.log_allow_from),
     ):
         for network in networks:
             try:
                 ipaddress.ip_network(network)
             except ValueError as error:
                 yield Mistake(key, network, f"write a network such as 10.0.0.0/8 ({error})")
+
+
+def _syslog(settings: Settings) -> Iterator[Mistake]:
+    if settings.audit.syslog:
+        try:
+            SyslogAddress.parse(settings.audit.syslog)
+        except ValueError as error:
+            yield Mistake("audit.syslog", settings.audit.syslog, str(error))
 
 
 def _nameservers(settings: Settings) -> Iterator[Mistake]:

@@ -22,10 +22,11 @@ from ca_server.domain.errors import CaError, ErrorKind
 
 MAX_NOTE: Final = 262_144
 """Bytes of the longest note read: room for the 16 signatures of 5 kB that a verifier must accept, and more."""
+MAX_PROOF: Final = 2 * MAX_NOTE
+"""Bytes of the longest proof of inclusion read."""
 
 _MAX_SIGNATURES = 64
 _MAX_PATH = 63
-_MAX_PROOF = 2 * MAX_NOTE
 _KEY_ID = 4
 _ED25519 = 0x01
 _ECDSA = 0x02
@@ -234,7 +235,7 @@ class InclusionProof:
     def parse(cls, proof: bytes) -> "InclusionProof":
         """Read a proof without trusting it. MALFORMED."""
         head, found, checkpoint = proof.partition(b"\n\n")
-        if len(proof) > _MAX_PROOF or not found or not head.isascii():
+        if len(proof) > MAX_PROOF or not found or not head.isascii():
             raise CaError(ErrorKind.MALFORMED, "not a proof of inclusion")
         header, *lines = head.decode().split("\n")
         extra = b""

@@ -87,6 +87,8 @@ class Health:
     token_ok: bool
     database_ok: bool
     crls_fresh: bool
+    read_only: bool = False
+    """Whether nothing may be changed until an operator has acted."""
 
 
 class CorePort(Protocol):

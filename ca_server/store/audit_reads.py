@@ -136,6 +136,11 @@ class SqlAuditReads:
         rows = await self._rows(_HASHES, {"first": first_index, "how_many": limit})
         return tuple(row.leaf_hash for index, row in enumerate(rows, first_index) if row.leaf_index == index)
 
+    async def leaf_bytes(self, first_index: int, limit: int) -> tuple[bytes, ...]:
+        last = first_index + limit - 1
+        rows = await self._rows(_EXPORT, {"first": first_index, "last": last, "how_many": limit})
+        return tuple(row.leaf for index, row in enumerate(rows, first_index) if row.leaf_index == index)
+
     async def leaves(self, first_index: int, limit: int) -> tuple[StoredLeaf, ...]:
         rows = await self._rows(_LEAVES, {"first": first_index, "how_many": limit})
         return tuple(

@@ -32,6 +32,7 @@ from protocols.acme.revocation import Revocations
 from protocols.acme.urls import ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
 from protocols.acme.validation import validators
+from protocols.acme.watch import CoreWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -76,6 +77,7 @@ class AcmeFrontEnd:
         self._events = events
         self._urls = Urls(options.external_url, options.default_profile)
         self._nonces = NonceBook(nonce_key, options.nonce_lifetime)
+        self._watch = CoreWatch(core)
         self._refusals = Refusals(store, events)
         self._door = Doorkeeper(options, store, self._nonces, self._urls, events, self._refusals)
         self._issuing = Issuing(options, store, core, events, holder)
@@ -84,8 +86,7 @@ class AcmeFrontEnd:
         self._orders = Orders(options, store, profiles, checks, self._issuing, self._urls)
         self._authorizations = Authorizations(store, self._validating, self._urls)
         self._revocations = Revocations(store, core)
-        self._housekeeping: asyncio.Task[None] | None = None
-        self._counting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
         """Owned by the task of the housekeeping."""
 
@@ -93,15 +94,18 @@ class AcmeFrontEnd:
 
     async def start(self) -> None:
         """Take up work that was left, and go on looking for it."""
-        self._housekeeping = asyncio.create_task(self._keep_house(), name="acme housekeeping")
-        self._counting = asyncio.create_task(self._record_refusals(), name="acme refusals")
+        await self._watch.look()
+        self._tasks = [
+            asyncio.create_task(self._watch.run(), name="acme core watch"),
+            asyncio.create_task(self._keep_house(), name="acme housekeeping"),
+            asyncio.create_task(self._record_refusals(), name="acme refusals"),
+        ]
 
     async def stop(self) -> None:
         """Finish issuance under way within a limit; leave validations to their leases."""
-        tasks = [task for task in (self._housekeeping, self._counting) if task is not None]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._record_refusals_once()
         await self._issuing.drain(DRAIN_SECONDS)
         await self._validating.stop()
@@ -111,6 +115,7 @@ class AcmeFrontEnd:
         restarted = True
         while True:
             try:
+                self._watch.check()
                 await self._issuing.resume(restarted=restarted)
                 await self._validating.resume(restarted=restarted)
                 restarted = False
@@ -209,6 +214,7 @@ class AcmeFrontEnd:
         """A handler for signed POSTs: checks the request, answers, and sees that its nonce is used up."""
 
         async def signed(request: web.Request) -> web.StreamResponse:
+            self._watch.check()
             profile = self._profile(request)
             exchange = await self._door.open(request, profile, by_key=by_key)
             try:

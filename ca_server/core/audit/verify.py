@@ -5,7 +5,6 @@ beside a working CA: what is committed meanwhile is left for the next time.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -15,7 +14,7 @@ from ca_server.core.audit.events import event_id_at, leaf_members
 from ca_server.core.audit.findings import FindingKind, Findings, VerificationReport
 from ca_server.core.audit.reading import AuditReader, StoredCheckpoint, StoredLeaf
 from ca_server.core.audit.replay import Replay, column_problems
-from ca_server.core.notes import TreeHead, open_own_checkpoint
+from ca_server.core.audit.witnessed import Witnessed, open_witnessed
 from ca_server.core.tlog import EMPTY_ROOT, Frontier
 from ca_server.domain.errors import CaError
 
@@ -25,19 +24,12 @@ Progress = Callable[[int, int], None]
 """Called with leaves done and leaves in all."""
 
 
-@dataclass(slots=True)
-class _AtAnchor:
-    """Roots at the anchor's size: of the leaves as stored, and as the checkpoint there says."""
-
-    stored: bytes | None = None
-    signed: bytes | None = None
-
-
 async def verify(
     reader: AuditReader,
     keys: Sequence[bytes],
     *,
     anchor: Anchor | None = None,
+    checkpoints: Sequence[tuple[str, bytes]] = (),
     origin: str | None = None,
     grace: timedelta = timedelta(seconds=10),
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -45,14 +37,20 @@ async def verify(
 ) -> VerificationReport:
     """Verify the log under its public keys (DER SubjectPublicKeyInfo: one, or those it had one after the other).
 
-    `origin` is that of the first checkpoint unless given; an event may be without a leaf for `grace`. Raises CaError
-    UNAVAILABLE where database or anchor are away, never for what it finds.
+    The log must extend the anchor and every one of `checkpoints`: signed notes kept elsewhere, each with a word for
+    where. `origin` is that of the anchor, or of the first checkpoint, unless given; an event may be without a leaf for
+    `grace`. Raises CaError UNAVAILABLE where database or anchor are away, never for what it finds.
     """
     findings = Findings()
-    anchored = await _anchored(anchor, keys, findings)
+    note = await anchor.read() if anchor is not None else None
+    anchored = None if note is None else open_witnessed("the anchor", note, keys, findings)
+    kept = [open_witnessed(where, each, keys, findings) for where, each in checkpoints]
+    witnessed = [each for each in (anchored, *kept) if each is not None]
     now = clock()
-    replay, at_anchor = await _replay(reader, keys, origin, anchored, findings, progress)
-    _check_anchor(anchored, at_anchor, replay, findings)
+    origin = origin or (anchored.head.origin if anchored else None)
+    replay = await _replay(reader, keys, origin, witnessed, findings, progress)
+    for each in witnessed:
+        each.judge(replay.head, findings)
     events = await _check_unsealed(reader, now - grace, findings)
     certificates, revocations, intents = await cross_check(reader, findings)
     return VerificationReport(
@@ -64,34 +62,22 @@ async def verify(
         intents=intents,
         size=replay.head.size if replay.head else 0,
         root=replay.head.root if replay.head else EMPTY_ROOT,
-        anchored_size=anchored.size if anchored else None,
+        anchored_size=anchored.head.size if anchored else None,
         findings=findings.listed(),
         omitted=findings.omitted,
     )
-
-
-async def _anchored(anchor: Anchor | None, keys: Sequence[bytes], findings: Findings) -> TreeHead | None:
-    note = await anchor.read() if anchor is not None else None
-    if note is None:
-        return None
-    try:
-        return open_own_checkpoint(note, keys)
-    except CaError as error:
-        findings.add(FindingKind.ANCHOR_MISMATCH, "anchor", f"not a checkpoint of this log's key: {error.detail}")
-        return None
 
 
 async def _replay(
     reader: AuditReader,
     keys: Sequence[bytes],
     origin: str | None,
-    anchored: TreeHead | None,
+    witnessed: Sequence[Witnessed],
     findings: Findings,
     progress: Progress | None,
-) -> tuple[Replay, _AtAnchor]:
+) -> Replay:
     """Feed leaves and checkpoints in order."""
-    replay = Replay(keys, origin or (anchored.origin if anchored else None), findings)
-    at_anchor = _AtAnchor()
+    replay = Replay(keys, origin, findings)
     latest = await reader.latest_checkpoint()
     end = 0 if latest is None else latest[0].size
     leaves = _leaves(reader)
@@ -102,8 +88,8 @@ async def _replay(
         while leaf is not None and leaf.index < checkpoint.size:
             replay.add_leaf(leaf)
             stored.append(leaf.leaf_hash)
-            if anchored is not None and stored.size == anchored.size:
-                at_anchor.stored = stored.root()
+            for each in witnessed:
+                each.at_leaves(stored.size, stored.root)
             leaf = await anext(leaves, None)
         if leaf is None and replay.tree.size < checkpoint.size:
             beyond = checkpoint
@@ -111,8 +97,8 @@ async def _replay(
             replay.add_checkpoint(checkpoint)
             if progress is not None:
                 progress(replay.tree.size, end)
-        if anchored is not None and checkpoint.size == anchored.size:
-            at_anchor.signed = checkpoint.root
+        for each in witnessed:
+            each.at_checkpoint(checkpoint.size, checkpoint.root)
     # A leaf is committed with its checkpoint: one above the newest checkpoint was put there otherwise.
     latest = await reader.latest_checkpoint() if leaf is not None else latest
     newest = 0 if latest is None else latest[0].size
@@ -120,27 +106,7 @@ async def _replay(
         replay.add_leaf(leaf)
         leaf = await anext(leaves, None)
     replay.finish(beyond)
-    return replay, at_anchor
-
-
-def _check_anchor(anchored: TreeHead | None, at_anchor: _AtAnchor, replay: Replay, findings: Findings) -> None:
-    if anchored is None:
-        return
-    size = replay.head.size if replay.head else 0
-    if size < anchored.size:
-        findings.add(
-            FindingKind.TRUNCATED,
-            f"leaves {size}..{anchored.size - 1}",
-            f"the anchor has seen {anchored.size} leaves, the checkpoints end at {size}: truncated or rolled back",
-        )
-    elif at_anchor.signed == anchored.root:
-        return  # how the leaves agree with that checkpoint was told in the replay
-    elif at_anchor.signed is None and at_anchor.stored == anchored.root:
-        text = "the checkpoint that the anchor has seen was deleted"
-        findings.add(FindingKind.DELETED, f"checkpoint {anchored.size}", text)
-    else:
-        text = f"the first {anchored.size} leaves are not those that the anchor has seen: forked or rewritten"
-        findings.add(FindingKind.ANCHOR_MISMATCH, f"checkpoint {anchored.size}", text)
+    return replay
 
 
 async def _check_unsealed(reader: AuditReader, deadline: datetime, findings: Findings) -> int:

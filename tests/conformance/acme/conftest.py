@@ -34,7 +34,7 @@ from ca_server.core.eab import ExternalAccounts
 from ca_server.core.issuance import Issuance
 from ca_server.core.issuers import Ceremony, IssuerPlan, IssuerRegistry, UrlPlan
 from ca_server.core.lint import Linter
-from ca_server.core.ports import CreateEab
+from ca_server.core.ports import CreateEab, Health, Ping
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.revocation import Revocation
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
@@ -148,6 +148,13 @@ class Core:
     """So many calls find the core away."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[EnrollmentRequest] = field(default_factory=list)
+    read_only: bool = False
+    hung: bool = False
+
+    async def ping(self, _ping: Ping) -> Health:
+        if self.hung:
+            raise CaError(ErrorKind.UNAVAILABLE, "the core is away")
+        return Health((), 0.0, token_ok=True, database_ok=True, crls_fresh=True, read_only=self.read_only)
 
     async def issue(self, request: EnrollmentRequest) -> IssuedCertificate:
         self.asked.append(request)

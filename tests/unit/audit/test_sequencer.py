@@ -391,18 +391,18 @@ async def test_proof_of_a_serial(store: SqlAuditStore, events: EventFactory, seq
         [events.make(EventType.ISSUANCE_STORED, serial="0a", issuer=issuer) for issuer in ("one", "two")]
     )
     with pytest.raises(CaError) as early:
-        await prove_serial(store, "0a", key.spki_der)
+        await prove_serial(store, "0a", [key.spki_der])
     assert early.value.kind is ErrorKind.NOT_FOUND
     await sequence().run_once()
     await add(store, events, 5)
     await sequence().run_once()
-    proof = InclusionProof.parse((await prove_serial(store, "0a", key.spki_der, issuer="two")).encode())
+    proof = InclusionProof.parse((await prove_serial(store, "0a", [key.spki_der], issuer="two")).encode())
     assert proof.index == 6
     assert proof.verify([key.spki_der]).size == 12
     assert b'"issuer":"two"' in proof.extra
     for serial, issuer, kind in (("0b", None, ErrorKind.NOT_FOUND), ("0a", None, ErrorKind.CONFLICT)):
         with pytest.raises(CaError) as caught:
-            await prove_serial(store, serial, key.spki_der, issuer=issuer)
+            await prove_serial(store, serial, [key.spki_der], issuer=issuer)
         assert caught.value.kind is kind
 
 

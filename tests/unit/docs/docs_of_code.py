@@ -21,6 +21,7 @@ from ca_server.domain.profile_schema import ProfileFile
 from ca_server.web.health import health_routes, metrics_routes
 from protocols.acme.problems import ErrorType
 from protocols.acme.views import AcmeFrontEnd
+from protocols.log.views import LogFrontEnd
 from protocols.status.views import StatusFrontEnd
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,6 +90,7 @@ def routes() -> list[tuple[str, str, str]]:
     """Front-end, method and path of every route; patterns left out of the paths."""
     registrars = {
         "acme": AcmeFrontEnd.__new__(AcmeFrontEnd).register,
+        "log": LogFrontEnd.__new__(LogFrontEnd).register,
         "status": StatusFrontEnd.__new__(StatusFrontEnd).register,
         "health": health_routes(None),  # type: ignore[arg-type]
         "metrics": metrics_routes(()),

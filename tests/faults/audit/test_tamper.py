@@ -5,24 +5,14 @@ issued, one of them revoked. Two processes wrote in turn.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from datetime import timedelta
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import Connection, text
+from victims import ORIGIN, MemoryKey, Victim, found, kinds
 
 from ca_server.core.audit import (
     EventFactory,
     FindingKind,
-    Sequencer,
-    VerificationReport,
     check_anchor,
     verify,
 )
@@ -31,200 +21,12 @@ from ca_server.core.notes import NoteKey, NoteSignature, TreeHead, checkpoint_te
 from ca_server.core.tlog import Frontier, leaf_hash
 from ca_server.domain.audit import EventType
 from ca_server.domain.certificates import (
-    CertificateRecord,
-    Issuer,
-    IssuerKey,
-    IssuerKind,
     RevocationReason,
-    RevokedEntry,
 )
-from ca_server.domain.enrollment import EnrollmentKey, Fence, IssuanceIntent, Protocol
-from ca_server.domain.keys import KeyAlgorithm
 from ca_server.store.anchor import FileAnchor
 from ca_server.store.audit import SqlAuditStore
-from ca_server.store.coordination import SqlCoordinationStore
-from ca_server.store.database import Database
-from ca_server.store.issuance import SqlIssuanceStore
-from ca_server.store.issuers import SqlIssuerStore
-from ca_server.store.revocation import SqlRevocationStore
-
-NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
-ORIGIN = "log.example.test"
 
 pytestmark = pytest.mark.alters_schema
-
-
-class MemoryKey:
-    """A SigningKey without a token."""
-
-    label = "log"
-    algorithm = KeyAlgorithm.P256
-
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.spki_der = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-    async def sign(self, data: bytes) -> bytes:
-        return self._key.sign(data, ec.ECDSA(SHA256()))
-
-
-@dataclass
-class Victim:
-    """A CA's database with its log, and the attacker's way into it."""
-
-    database: Database
-    store: SqlAuditStore
-    anchor: FileAnchor
-    key: MemoryKey
-    events: tuple[EventFactory, EventFactory]
-    fence: Fence
-    issuer: Issuer
-
-    def sequencer(self, **changes: Any) -> Sequencer:
-        arguments: dict[str, Any] = {
-            "store": self.store,
-            "coordination": SqlCoordinationStore(self.database),
-            "key": self.key,
-            "anchor": self.anchor,
-            "origin": ORIGIN,
-            "holder": "node/1",
-        }
-        return Sequencer(**(arguments | changes))
-
-    async def fill(self, until: int) -> None:
-        """Add events of both processes in turn until that many wait, and seal them under one checkpoint."""
-        while (waiting := len(await self.store.pending(100))) < until:
-            await self.store.append([self.events[waiting % 2].make(EventType.ORDER_CREATED, object=f"o{waiting}")])
-        assert await self.sequencer().run_once() == until
-
-    async def issue(self, serial: str) -> None:
-        store = SqlIssuanceStore(self.database)
-        enrollment = EnrollmentKey(Protocol.ACME, "default", "account", serial)
-        tbs, der = sha256(serial.encode()).digest(), b"\x30\x02" + bytes.fromhex(serial)
-        intent = IssuanceIntent(
-            serial, enrollment, "ca", self.issuer.key.id, serial, tbs, "default", "hash", self.fence, NOW
-        )
-        about = {"issuer": "ca", "serial": serial}
-        make = self.events[0].make
-        await store.reserve(
-            intent, bytes(32), [make(EventType.ISSUANCE_RESERVED, extra={"tbs_sha256": tbs.hex()}, **about)]
-        )
-        digest = sha256(der).hexdigest()
-        record = CertificateRecord(
-            serial,
-            "ca",
-            self.issuer.key.id,
-            der,
-            "default",
-            "hash",
-            "CN=a",
-            (),
-            bytes(32),
-            NOW,
-            NOW,
-            NOW,
-            "acme",
-            "a",
-            serial,
-        )
-        stored = make(EventType.ISSUANCE_STORED, extra={"certificate_sha256": digest}, **about)
-        await store.complete(serial, self.fence, record, [stored])
-
-    async def revoke(self, serial: str, reason: RevocationReason) -> None:
-        event = self.events[0].make(EventType.CERTIFICATE_REVOKED, issuer="ca", serial=serial, reason=reason.label)
-        entry = RevokedEntry(serial, NOW, reason)
-        assert await SqlRevocationStore(self.database).revoke(entry, "ca", [event]) is None
-
-    async def attack(self, *statements: str, **parameters: Any) -> None:
-        def unit(connection: Connection) -> None:
-            for statement in statements:
-                used = {name: value for name, value in parameters.items() if f":{name}" in statement}
-                connection.execute(text(statement), used)
-
-        await self.database.write(unit)
-
-    async def disarm(self) -> None:
-        """Drop what refuses."""
-        if self.database.dialect == "postgresql":
-            await self.attack(
-                "DROP FUNCTION audit_refuse() CASCADE",
-                "ALTER TABLE audit_leaves DROP CONSTRAINT fk_audit_leaves_event_id_audit_events",
-            )
-            return
-
-        def drop(connection: Connection) -> None:
-            for (name,) in connection.execute(
-                text("SELECT name FROM sqlite_master WHERE name LIKE 'audit%/_no/_%' ESCAPE '/'")
-            ).all():
-                connection.execute(text(f"DROP TRIGGER {name}"))
-            # No foreign keys: rebuild the table without them.
-            connection.execute(text("CREATE TABLE copied (leaf_index INTEGER, event_id TEXT, leaf_hash BLOB)"))
-            connection.execute(text("INSERT INTO copied SELECT * FROM audit_leaves"))
-            connection.execute(text("DROP TABLE audit_leaves"))
-            connection.execute(text("ALTER TABLE copied RENAME TO audit_leaves"))
-
-        await self.database.write(drop)
-
-    async def leaf(self, index: int) -> tuple[str, bytes]:
-        row = (await self.store.leaves(index, 1))[0]
-        assert row.index == index
-        return row.event_id, row.event.leaf
-
-    async def rewrite(self, index: int, leaf: bytes, **columns: str) -> None:
-        """Replace an event's leaf; columns follow, so that only hashes can tell."""
-        event_id, _ = await self.leaf(index)
-        changes = "".join(f", {name} = :{name}" for name in columns)
-        await self.attack(
-            f"UPDATE audit_events SET leaf = :leaf{changes} WHERE id = :id", leaf=leaf, id=event_id, **columns
-        )
-
-    async def verify(self, **changes: Any) -> VerificationReport:
-        arguments: dict[str, Any] = {"anchor": self.anchor, "grace": timedelta(0)}
-        return await verify(self.store, [self.key.spki_der], **(arguments | changes))
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    opened = await Database.open(url)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def victim(database: Database, tmp_path: Path) -> Victim:
-    coordination = SqlCoordinationStore(database)
-    fence = await coordination.begin_boot("node", "home", NOW, timedelta(seconds=30))
-    ca_key = IssuerKey(0, "ca", 1, "ca-1", KeyAlgorithm.P256, b"\x30\x00", b"\x30\x00", ())
-    issuer = await SqlIssuerStore(database).create_issuer(Issuer("ca", IssuerKind.ROOT, ca_key), None, [])
-    factories = [
-        EventFactory(node="node", process=name, software="test", configuration="0", instance="1")
-        for name in ("core", "front")
-    ]
-    made = Victim(
-        database,
-        SqlAuditStore(database),
-        FileAnchor(tmp_path / "anchor"),
-        MemoryKey(),
-        (factories[0], factories[1]),
-        fence,
-        issuer,
-    )
-    await made.issue("0a")
-    await made.issue("0b")
-    await made.fill(8)
-    await made.issue("0c")
-    await made.revoke("0b", RevocationReason.KEY_COMPROMISE)
-    await made.fill(8)
-    await made.fill(8)
-    return made
-
-
-def found(report: VerificationReport) -> set[tuple[str, str]]:
-    return {(finding.kind.value, finding.where) for finding in report.findings}
-
-
-def kinds(report: VerificationReport) -> set[FindingKind]:
-    return {finding.kind for finding in report.findings}
 
 
 async def test_an_honest_log_verifies(victim: Victim) -> None:
@@ -404,6 +206,20 @@ async def test_two_leaves_are_exchanged(victim: Victim) -> None:
     assert "leaves 17 and 20" in report.findings[0].text
 
 
+async def test_two_checkpoints_are_exchanged(victim: Victim) -> None:
+    rows = {size: (await victim.store.checkpoints(size - 1, 1))[0] for size in (8, 16)}
+    await victim.disarm()
+    for size, other in ((8, 16), (16, 8)):
+        await victim.attack(
+            "UPDATE audit_checkpoints SET root = :root, state = :state, note = :note WHERE size = :size",
+            root=rows[other].root,
+            state=rows[other].state,
+            note=rows[other].note,
+            size=size,
+        )
+    assert {("edited", "checkpoint 8"), ("edited", "checkpoint 16")} <= found(await victim.verify())
+
+
 async def test_leaves_are_exchanged_over_a_checkpoint(victim: Victim) -> None:
     await victim.disarm()
     await swap(victim, 15, 21, "event_id", "leaf_hash")
@@ -430,6 +246,14 @@ async def test_the_leaves_at_the_end_are_cut_off(victim: Victim) -> None:
         "DELETE FROM audit_leaves WHERE leaf_index >= 21",
     )
     assert found(await victim.verify()) == {("truncated", "leaves 21..23")}
+
+
+async def test_the_events_at_the_end_are_cut_off(victim: Victim) -> None:
+    await victim.disarm()
+    await victim.attack(
+        "DELETE FROM audit_events WHERE id IN (SELECT event_id FROM audit_leaves WHERE leaf_index >= 22)"
+    )
+    assert found(await victim.verify()) == {("deleted", "leaf 22"), ("deleted", "leaf 23")}
 
 
 async def test_the_end_of_the_log_is_cut_off_with_its_checkpoints(victim: Victim) -> None:

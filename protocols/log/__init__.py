@@ -1,0 +1,1 @@
+"""The private transparency log over HTTP (C2SP tlog-tiles)."""
