@@ -37,9 +37,11 @@ def disk(open_folder: Callable[[str], Path]) -> Iterator[Path]:
 
 
 @pytest.fixture
-def siege(ca_server_command: Path, surroundings: Surroundings, disk: Path) -> Iterator[Siege]:
+def siege(
+    ca_server_command: Path, surroundings: Surroundings, disk: Path, open_folder: Callable[[str], Path]
+) -> Iterator[Siege]:
     """A server whose home is on that disk, and its log too."""
-    with Siege(ca_server_command, disk, surroundings) as besieged:
+    with Siege(ca_server_command, disk, surroundings, own_folder=open_folder("trap")) as besieged:
         yield besieged
 
 

@@ -41,17 +41,20 @@ class Siege:
         settings: Sequence[str] = (),
         clients: int = 4,
         seed: int = 0,
+        own_folder: Path | None = None,
     ) -> None:
+        """`own_folder` keeps what is the tests' own, where the server's `folder` is not to be trusted with it."""
         self.seed = seed or random.SystemRandom().randrange(1 << 31)
         self.cycles: Counter[str] = Counter()
         self.ledger = Ledger()
-        (folder / "trap").mkdir()
-        self.trap = Trap(folder / "trap")
+        own_folder = own_folder or folder
+        (own_folder / "trap").mkdir()
+        self.trap = Trap(own_folder / "trap")
         own = (*surroundings.settings, f"processes.fronts={FRONTS}", "acme.max_open_orders=10000", "lint.sample_size=0")
         self.server = Server(command, folder, (*own, *settings))
         self.server.environment = self.trap.environment | ({DATABASE_URL: database} if database else {})
         self._random = random.Random(self.seed)
-        self._web = ChallengeServer(folder / "www", surroundings.http_01_port)
+        self._web = ChallengeServer(own_folder / "www", surroundings.http_01_port)
         self._dns: NameServer = surroundings.dns
         self._clients = clients
         self._customers: list[Customer] = []
