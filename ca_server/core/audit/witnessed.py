@@ -4,6 +4,7 @@ import re
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,12 +21,17 @@ def find_checkpoint(text: bytes) -> bytes:
     Nothing is verified. MALFORMED.
     """
     unix = text.replace(b"\r\n", b"\n")
-    carried = _SYSLOG_NOTE.findall(unix)
+    for encoded in reversed(_SYSLOG_NOTE.findall(unix)):
+        with suppress(Base64Error, CaError):
+            return _checkpoint(b64decode(encoded, validate=True))
     try:
-        note = b64decode(carried[-1], validate=True) if carried else unix.strip(b"\n") + b"\n"
-        parse_checkpoint_text(parse_note(note).text)
-    except (Base64Error, CaError):
+        return _checkpoint(unix.strip(b"\n") + b"\n")
+    except CaError:
         raise CaError(ErrorKind.MALFORMED, "there is no checkpoint in it: a signed note or a line of syslog") from None
+
+
+def _checkpoint(note: bytes) -> bytes:
+    parse_checkpoint_text(parse_note(note).text)
     return note
 
 
