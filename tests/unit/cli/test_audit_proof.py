@@ -43,10 +43,10 @@ class Case:
         self.certificate = certificate("a.example.test")
         self.signer = MemoryKey()
 
-    async def write(self) -> None:
+    async def write(self, kind: EventType = EventType.ISSUANCE_STORED) -> None:
         make = EventFactory(node="n", process="core", software="test", configuration="0").make
         digest = sha256(self.certificate.public_bytes(Encoding.DER)).hexdigest()
-        stored = make(EventType.ISSUANCE_STORED, serial="0a", issuer="ca", extra={"certificate_sha256": digest})
+        stored = make(kind, serial="0a", issuer="ca", extra={"certificate_sha256": digest})
         leaves = [encode_event(make(EventType.SERVER_START)) for _ in range(7)]
         leaves[4] = encode_event(stored)
         hashed = [leaf_hash(leaf) for leaf in leaves]
@@ -93,6 +93,16 @@ def test_a_proof_is_about_its_certificate(case: Case, encoding: Encoding) -> Non
     done = case.run("--certificate", str(file))
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"not the issuance of this certificate" in done.stderr
+
+
+async def test_only_an_issuance_proves_a_certificate(case: Case) -> None:
+    """Other events may name a certificate's digest too."""
+    case.key.unlink()
+    await case.write(EventType.LINT_SAMPLE)
+    file = case.folder / "certificate"
+    file.write_bytes(case.certificate.public_bytes(Encoding.PEM))
+    assert case.run().returncode == 0
+    assert case.run("--certificate", str(file)).returncode == 1
 
 
 def other_event(text: str) -> str:
