@@ -13,16 +13,14 @@ import typer
 from ca_server.bootstrap.logkey import read_log_keys
 from ca_server.bootstrap.operator import accept_database
 from ca_server.bootstrap.stores import open_stores
+from ca_server.cli.certificates import whole_serial
 from ca_server.cli.common import (
     DEFAULT_HOME,
     HomeOption,
-    IssuerOption,
     JsonOption,
-    SerialArgument,
     SetOption,
     open_settings,
     run,
-    serial_digits,
 )
 from ca_server.cli.output import print_json, print_table, progress_bar
 from ca_server.core.audit import leaf_members, prove_serial
@@ -111,10 +109,12 @@ def verify(
 
 @app.command("proof")
 def proof(
-    serial: SerialArgument,
+    serial: Annotated[str, typer.Argument(help="The whole serial number in hexadecimal.", show_default=False)],
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
-    issuer: IssuerOption = None,
+    issuer: Annotated[
+        str | None, typer.Option("--issuer", help="The issuer, where the serial exists under more than one.")
+    ] = None,
     key: KeyOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: standard output.")] = None,
 ) -> None:
@@ -130,7 +130,7 @@ def proof(
         place, effective = open_settings(home, settings)
         keys = read_log_keys(key or place.log_key)
         async with open_stores(place, effective) as stores:
-            return (await prove_serial(stores.audit, serial_digits(serial), keys, issuer=issuer)).encode()
+            return (await prove_serial(stores.audit, whole_serial(serial), keys, issuer=issuer)).encode()
 
     made = run(work())
     if out is None:

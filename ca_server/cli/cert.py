@@ -15,9 +15,7 @@ from ca_server.cli.certificates import description, found_by_serial, history, su
 from ca_server.cli.common import (
     DEFAULT_HOME,
     HomeOption,
-    IssuerOption,
     JsonOption,
-    SerialArgument,
     SetOption,
     duration,
     one_of,
@@ -35,6 +33,12 @@ from ca_server.domain.certificates import (
 from ca_server.store.inventory import InventoryStatus
 
 app = typer.Typer(help="List, show, export and revoke certificates.", no_args_is_help=True)
+SerialArgument = Annotated[
+    str, typer.Argument(help="Serial number in hexadecimal, as `cert list` shows it; its first digits will do.")
+]
+IssuerOption = Annotated[
+    str | None, typer.Option("--issuer", help="The issuer, where the serial exists under more than one.")
+]
 _REASONS = {reason.label: reason for reason in RevocationReason if reason is not RevocationReason.REMOVE_FROM_CRL}
 _STATUSES = tuple(status.value for status in InventoryStatus)
 

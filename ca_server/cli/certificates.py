@@ -30,11 +30,8 @@ async def found_by_serial(inventory: SqlInventory, serial: str, issuer: str | No
     Written as openssl (`0A:1B`, `0x0a1b`) or as this server writes it. MALFORMED, NOT_FOUND, CONFLICT where several
     match.
     """
-    digits = serial.strip().lower().replace(":", "").removeprefix("0x")
-    if not digits or not _DIGITS.issuperset(digits):
-        raise CaError(ErrorKind.MALFORMED, f"{serial!r} is no serial number in hexadecimal")
-    significant = digits.lstrip("0")
-    whole = "0" * (len(significant) % 2) + significant
+    digits = _digits(serial)
+    whole = whole_serial(serial)
     for prefix in dict.fromkeys((whole, digits)):
         found = await inventory.search(issuer=issuer, serial_prefix=prefix, limit=10) if prefix else ()
         exact = tuple(record for record in found if record.serial == whole) or found
@@ -43,6 +40,19 @@ async def found_by_serial(inventory: SqlInventory, serial: str, issuer: str | No
         if exact:
             return exact[0]
     raise CaError(ErrorKind.NOT_FOUND, f"there is no certificate with serial {serial}")
+
+
+def whole_serial(serial: str) -> str:
+    """A serial number, written as people do, as this server writes it. MALFORMED."""
+    significant = _digits(serial).lstrip("0")
+    return "0" * (len(significant) % 2) + significant
+
+
+def _digits(serial: str) -> str:
+    digits = serial.strip().lower().replace(":", "").removeprefix("0x")
+    if not digits or not _DIGITS.issuperset(digits):
+        raise CaError(ErrorKind.MALFORMED, f"{serial!r} is no serial number in hexadecimal")
+    return digits
 
 
 def status_of(record: CertificateRecord) -> str:

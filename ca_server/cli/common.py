@@ -11,7 +11,6 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from ca_server.configuration import load_settings
-from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.profile_rules import parse_duration
 from ca_server.settings import Home, Settings
 
@@ -27,10 +26,6 @@ SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable.", show_default=False),
 ]
-SerialArgument = Annotated[str, typer.Argument(help="Serial number in hexadecimal, as `cert list` shows it.")]
-IssuerOption = Annotated[
-    str | None, typer.Option("--issuer", help="The issuer, where the serial exists under more than one.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -43,14 +38,6 @@ def open_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[Home, Sett
     """Home and effective settings. ConfigurationError."""
     home = home_at(path)
     return home, load_settings(home.configuration, overrides)
-
-
-def serial_digits(serial: str) -> str:
-    """A serial number as people write it (colons, 0x, upper case), as this server does. MALFORMED."""
-    text = serial.lower().replace(":", "").removeprefix("0x").lstrip("0")
-    if not text or any(digit not in "0123456789abcdef" for digit in text):
-        raise CaError(ErrorKind.MALFORMED, f"{serial!r} is no serial number in hexadecimal")
-    return text if len(text) % 2 == 0 else "0" + text
 
 
 def fail(message: str, *, code: int) -> NoReturn:
