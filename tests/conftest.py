@@ -8,9 +8,20 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from databases import PostgresServer, administer, empty, new_name, of_database, run_apart
 
 from ca_server.store.migrate import migrate
+
+# Plain tracebacks: structlog's own take seconds to draw, which code that logs a fault and goes on would wait for.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,28 @@
 """Composes a core: the services behind the two ports, over token and database."""
 
 import asyncio
-import fcntl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from secrets import token_hex
 
 import structlog
 
-from ca_server.bootstrap import metrics
+from ca_server.bootstrap import boot, metrics
 from ca_server.bootstrap.names import listener_identifiers
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.stores import Stores, database_url, open_stores
-from ca_server.bootstrap.token import LOG_LABEL, SECRETS_LABEL, open_token
-from ca_server.bootstrap.users import write_private
+from ca_server.bootstrap.token import SECRETS_LABEL, open_token
 from ca_server.bootstrap.version import SOFTWARE
 from ca_server.core.audit import AnchorMismatch, EventFactory, Sequencer, check_anchor, leaf_members
 from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher, CrlSchedule
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.issuance import Issuance
-from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan, generate_on_record
+from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
 from ca_server.core.jobs import Job, Jobs
 from ca_server.core.lint import Linter
 from ca_server.core.ocsp import OcspResponder
@@ -39,7 +36,6 @@ from ca_server.domain.audit import Checkpoint, EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Fence
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
-from ca_server.domain.keys import KeyAlgorithm
 from ca_server.domain.syslog import SyslogAddress
 from ca_server.settings import Home, Settings
 from ca_server.store.anchor import FileAnchor
@@ -48,26 +44,12 @@ from ca_server.store.syslog import SyslogAnchor
 
 _log = structlog.get_logger()
 
-NODE_LEASE = timedelta(seconds=30)
 HEARTBEAT = 10.0
 DRAIN_OF_ISSUANCE = 0.3
 """Part of `processes.drain_seconds` for issuance under way, when the ports are closed."""
 _SKIP_VALIDATION = "acme.unsafe_skip_validation"
 MAX_AUDIT_LAG = 30.0
 """Seconds that the tree of the audit log may be behind before this core says that it is not well."""
-
-
-@contextmanager
-def home_lock(home: Home) -> Iterator[None]:
-    """Hold the home's lock: one core at a time. ConfigurationError where another holds it."""
-    with home.lock.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(
-                str(home.path), "home", None, "another ca-server process uses this home; stop it first"
-            ) from None
-        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +181,14 @@ class CoreRuntime:
         record, and anchored.
         """
         async with AsyncExitStack() as stack:
-            stack.enter_context(home_lock(home))
+            stack.enter_context(boot.home_lock(home))
             profiles = load_profiles(home, settings)
             keys = await open_token(home, settings)
             stack.push_async_callback(keys.close)
             await migrate(database_url(home, settings))
             stores = await stack.enter_async_context(open_stores(home, settings))
-            fence = await _begin_boot(home, settings, stores)
-            stack.push_async_callback(_end_boot, stores, fence)
+            fence = await boot.begin_boot(home, settings, stores)
+            stack.push_async_callback(boot.end_boot, stores, fence)
             events = EventFactory(
                 node=fence.node,
                 process=process,
@@ -218,7 +200,6 @@ class CoreRuntime:
             stack.push_async_callback(linter.close)
             lifetime = timedelta(seconds=settings.acme.order_lifetime)
             book = ProfileBook(stores.profiles, profiles, pin_lifetime=lifetime)
-            log_key = await _log_key(keys, stores, events)
             latest = await stores.audit.latest_checkpoint()
             publish = None
             if settings.audit.syslog:
@@ -235,8 +216,8 @@ class CoreRuntime:
                 events=events,
                 linter=linter,
                 book=book,
-                log_key=log_key,
-                nonce_key=await _nonce_key(keys, stores, events),
+                log_key=await boot.log_key(keys, stores, events),
+                nonce_key=await boot.nonce_key(keys, stores, events),
                 anchor=FileAnchor(Path(settings.audit.anchor) if settings.audit.anchor else home.anchor),
                 # For the life of the log, whatever the configuration says later.
                 origin=latest[0].origin if latest is not None else f"ca-server/{settings.server.tenant}",
@@ -443,7 +424,7 @@ class CoreRuntime:
         return jobs
 
     async def _heartbeat(self) -> None:
-        if not await self.stores.coordination.heartbeat(self.fence, datetime.now(UTC), NODE_LEASE):
+        if not await self.stores.coordination.heartbeat(self.fence, datetime.now(UTC), boot.NODE_LEASE):
             self.gate.reason = "a newer core process of this node has started"
             _log.critical("fenced off", why=self.gate.reason)
 
@@ -501,63 +482,8 @@ class CoreRuntime:
             return
         with suppress(CaError):
             # What was revoked by an offline command, or just before the end.
-            await self.publisher.flush()
             await self.publisher.refresh_due()
         with suppress(CaError):
             await self.record_counts()
             await self.stores.audit.append([self.events.make(EventType.SERVER_STOP)])
             await self.sequencer.run_once()
-
-
-async def _begin_boot(home: Home, settings: Settings, stores: Stores) -> Fence:
-    """Register this start. ConfigurationError where the node's name is another home's that is at work."""
-    try:
-        return await stores.coordination.begin_boot(settings.server.node, _home_id(home), datetime.now(UTC), NODE_LEASE)
-    except CaError as error:
-        if error.kind is not ErrorKind.CONFLICT:
-            raise
-        raise ConfigurationError(
-            str(home.configuration), "server.node", settings.server.node, f"{error.detail}; give each node its own"
-        ) from None
-
-
-def _home_id(home: Home) -> str:
-    """What tells this home from others that use the same database: drawn once, kept in the core's folder."""
-    if not home.node_id.exists():
-        write_private(home.node_id, token_hex(16).encode())
-    return home.node_id.read_text("ascii").strip()
-
-
-async def _end_boot(stores: Stores, fence: Fence) -> None:
-    with suppress(CaError):
-        await stores.coordination.end_boot(fence, datetime.now(UTC))
-
-
-async def _log_key(keys: KeyStore, stores: Stores, events: EventFactory) -> SigningKey:
-    try:
-        return await keys.find(LOG_LABEL)
-    except CaError as error:
-        if error.kind is not ErrorKind.NOT_FOUND or await stores.audit.latest_checkpoint() is not None:
-            raise
-    return await generate_on_record(keys, stores.audit, events, LOG_LABEL, KeyAlgorithm.P256)
-
-
-async def _nonce_key(keys: KeyStore, stores: Stores, events: EventFactory) -> bytes:
-    """The key of all nodes' nonces: drawn once, kept encrypted under the token's key.
-
-    NOT_FOUND where the token has lost that key: another in its place would read no secret that is stored.
-    """
-    context = b"secret:nonce-key"
-    stored = await stores.coordination.secret("nonce-key")
-    if stored is None:
-        if await keys.ensure_secret_key(SECRETS_LABEL):
-            event = events.make(
-                EventType.KEY_GENERATED,
-                key=SECRETS_LABEL,
-                object=f"key:{SECRETS_LABEL}",
-                extra={"algorithm": "aes-256"},
-            )
-            await stores.audit.append([event])
-        fresh = await keys.encrypt(SECRETS_LABEL, await keys.random(32), context)
-        stored = await stores.coordination.save_secret("nonce-key", fresh)
-    return await keys.decrypt(SECRETS_LABEL, stored, context)

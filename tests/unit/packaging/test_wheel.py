@@ -1,6 +1,7 @@
 """The wheel has everything that the server needs besides code, and finds it there."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,8 +17,15 @@ SHIPPED = {"config": "ca_server/_config", "softhsm": "ca_server/_softhsm"}
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the checkout, unpacked as an installation unpacks it."""
     folder = tmp_path_factory.mktemp("wheel")
+    # A copy: beside other tests, compiled files come and go in the checkout while the builder looks.
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(CHECKOUT / name, source)
+    for name in ("ca_server", "protocols", "hsm", "config", "softhsm"):
+        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     argv = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*argv, "-w", folder, CHECKOUT], check=True, timeout=120, cwd=folder)
+    subprocess.run([*argv, "-w", folder, source], check=True, timeout=120, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
