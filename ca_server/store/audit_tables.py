@@ -4,10 +4,10 @@ Leaf indexes live beside the events, whose rows never change. Filling `audit_pen
 way of inserting an event can forget it.
 """
 
-from sqlalchemy import Column, ForeignKey, Index, LargeBinary, String, Table, UniqueConstraint, text
+from sqlalchemy import Column, ForeignKey, Index, String, Table, UniqueConstraint, text
 
 from ca_server.store.metadata import metadata
-from ca_server.store.types import Id, Sortable, UtcTime
+from ca_server.store.types import Id, Octets, Sortable, UtcTime
 
 audit_events = Table(
     "audit_events",
@@ -27,7 +27,7 @@ audit_events = Table(
     Column("rule", String, nullable=True),
     Column("profile", String, nullable=True),
     # The canonical bytes that are hashed: the columns above only repeat what they say, for searches.
-    Column("leaf", LargeBinary, nullable=False),
+    Column("leaf", Octets, nullable=False),
     UniqueConstraint("process", "sequence"),
     Index("ix_audit_events_type", "type", "id"),
     # Answers questions about one serial, and pages through all serials in order.
@@ -62,7 +62,7 @@ audit_leaves = Table(
     metadata,
     Column("leaf_index", Id, primary_key=True, autoincrement=False),
     Column("event_id", Sortable, ForeignKey("audit_events.id"), nullable=False),
-    Column("leaf_hash", LargeBinary, nullable=False),
+    Column("leaf_hash", Octets, nullable=False),
     UniqueConstraint("event_id"),
 )
 
@@ -71,8 +71,8 @@ audit_checkpoints = Table(
     metadata,
     Column("size", Id, primary_key=True, autoincrement=False),
     Column("created_at", UtcTime, nullable=False),
-    Column("root", LargeBinary, nullable=False),
-    Column("note", LargeBinary, nullable=False),
+    Column("root", Octets, nullable=False),
+    Column("note", Octets, nullable=False),
     # The tree's frontier at this size: from it the tree grows, and any later checkpoint can be checked against it.
-    Column("state", LargeBinary, nullable=False),
+    Column("state", Octets, nullable=False),
 )

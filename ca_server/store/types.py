@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Row, String
+from sqlalchemy import BigInteger, Integer, LargeBinary, Row, String
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
@@ -19,6 +19,21 @@ Id = BigInteger().with_variant(Integer, "sqlite")
 
 Sortable = String().with_variant(String(collation="C"), "postgresql")
 """Text compared by code point, so that ranges of prefixes work whatever the locale."""
+
+
+class Octets(TypeDecorator[bytes]):
+    """Octets, also where somebody put a value of another type into the column, as SQLite lets him.
+
+    What verifies the log then finds other octets, and says so, rather than an error.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002
+        if value is None or isinstance(value, bytes):
+            return value
+        return str(value).encode("utf-8", "surrogateescape")
 
 
 class UtcTime(TypeDecorator[datetime]):

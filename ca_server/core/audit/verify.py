@@ -47,12 +47,18 @@ async def verify(
     kept = [open_witnessed(where, each, keys, findings) for where, each in checkpoints]
     witnessed = [each for each in (anchored, *kept) if each is not None]
     now = clock()
-    origin = origin or (anchored.head.origin if anchored else None)
-    replay = await _replay(reader, keys, origin, witnessed, findings, progress)
-    for each in witnessed:
-        each.judge(replay.head, findings)
-    events = await _check_unsealed(reader, now - grace, findings)
-    certificates, revocations, intents = await cross_check(reader, findings)
+    replay = Replay(keys, origin or (anchored.head.origin if anchored else None), findings)
+    events = certificates = revocations = intents = 0
+    try:
+        await _replay(reader, replay, witnessed, progress)
+        for each in witnessed:
+            each.judge(replay.head, findings)
+        events = await _check_unsealed(reader, now - grace, findings)
+        certificates, revocations, intents = await cross_check(reader, findings)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        # Whoever owns the database can put a value of any type into a row of SQLite's.
+        where = f"after leaf {replay.leaves}"
+        findings.add(FindingKind.EDITED, where, f"a row holds a value that this server never writes: {error}")
     return VerificationReport(
         leaves=replay.leaves,
         checkpoints=replay.checkpoints,
@@ -69,15 +75,9 @@ async def verify(
 
 
 async def _replay(
-    reader: AuditReader,
-    keys: Sequence[bytes],
-    origin: str | None,
-    witnessed: Sequence[Witnessed],
-    findings: Findings,
-    progress: Progress | None,
-) -> Replay:
+    reader: AuditReader, replay: Replay, witnessed: Sequence[Witnessed], progress: Progress | None
+) -> None:
     """Feed leaves and checkpoints in order."""
-    replay = Replay(keys, origin, findings)
     latest = await reader.latest_checkpoint()
     end = 0 if latest is None else latest[0].size
     leaves = _leaves(reader)
@@ -106,7 +106,6 @@ async def _replay(
         replay.add_leaf(leaf)
         leaf = await anext(leaves, None)
     replay.finish(beyond)
-    return replay
 
 
 async def _check_unsealed(reader: AuditReader, deadline: datetime, findings: Findings) -> int:

@@ -133,6 +133,29 @@ async def test_an_event_becomes_no_event_at_all(victim: Victim) -> None:
     assert found(await victim.verify()) == {("edited", "leaf 20")}
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("statement", "where"),
+    [
+        ("UPDATE audit_events SET leaf = replace(leaf, 'test', 'tset') WHERE id = :id", "leaf 20"),
+        ("UPDATE audit_events SET leaf = 5 WHERE id = :id", "leaf 20"),
+        ("UPDATE audit_leaves SET leaf_hash = 'text' WHERE event_id = :id", "leaf 20"),
+        ("UPDATE audit_events SET time = 'never' WHERE id = :id", "leaf 20"),
+        ("UPDATE audit_checkpoints SET note = 7 WHERE size = 24 AND :id <> ''", "checkpoint 24"),
+        ("UPDATE audit_checkpoints SET created_at = 'then' WHERE size = 24 AND :id <> ''", ""),
+        ("UPDATE certificates SET der = 'text' WHERE id = 1 AND :id <> ''", ""),
+    ],
+)
+async def test_a_value_of_another_type(victim: Victim, statement: str, where: str) -> None:
+    """SQLite takes any value in any column: what no server writes is a finding, not an error."""
+    await victim.disarm()
+    event_id, _ = await victim.leaf(20)
+    await victim.attack(statement, id=event_id)
+    report = await victim.verify()
+    assert not report.ok
+    assert any(finding.where.startswith(where) or where in finding.text for finding in report.findings), report
+
+
 async def test_an_event_and_its_leaf_hash_are_edited(victim: Victim) -> None:
     await victim.disarm()
     _, leaf = await victim.leaf(20)
