@@ -26,6 +26,8 @@ TOKEN_LOST = (
 )
 """Nothing but initialising the module and logging in again helps."""
 
+PIN_REFUSED = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
+"""The token has judged the PIN: the same one again is a try of those that it counts."""
 
 _AWAY = "the token is away"
 

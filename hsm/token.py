@@ -10,7 +10,7 @@ import pkcs11
 import structlog
 
 from ca_server.domain.errors import CaError, ConfigurationError
-from hsm.failures import login_failure, unavailable
+from hsm.failures import PIN_REFUSED, login_failure, unavailable
 from hsm.module import Module
 from hsm.options import TokenOptions
 from hsm.pin import PinSource
@@ -46,6 +46,8 @@ class Token:
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
         self._last_failure = ""
+        self._refused_pin: str | None = None
+        """The PIN that the token refused last; more tries would lock it."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -120,6 +122,10 @@ class Token:
     def _log_in(self) -> None:
         options = self.options
         pin = options.pin.read()
+        if pin == self._refused_pin:
+            raise ConfigurationError(
+                str(options.pin), "PIN", None, "was refused, and is not tried again until it changes: a token counts"
+            )
         with self._locked():
             library = self._module.initialise()
             try:
@@ -127,6 +133,8 @@ class Token:
                 keeper = token.open(rw=True, user_pin=pin)
             except pkcs11.PKCS11Error as error:
                 self._module.finalise()
+                if isinstance(error, PIN_REFUSED):
+                    self._refused_pin = pin
                 raise login_failure(error, options.token_label, str(options.pin)) from None
             except BaseException:
                 self._module.finalise()

@@ -263,7 +263,9 @@ async def test_the_pin_is_changed(in_use: Open) -> None:
     await refused(in_use.store.probe())
     in_use.place.move_back()
     error = await refused(in_use.store.probe())
-    assert "PIN" in error.detail
+    assert "is not the user PIN" in error.detail
+    # A token counts wrong PINs, and locks: what it refused it is not asked again.
+    assert "not tried again" in (await refused(in_use.store.probe())).detail
     in_use.place.pin_file.write_text("another-pin-1618\n")
     await in_use.check_works()
 
