@@ -12,8 +12,7 @@ import logging
 import os
 import re
 import sys
-import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -30,7 +29,7 @@ from prometheus_client import (
 )
 from prometheus_client import multiprocess as prometheus_multiprocess
 
-from ca_server.domain.errors import CaError, ConfigurationError
+from ca_server.domain.errors import ConfigurationError
 
 # --- Logs ---------------------------------------------------------------------------------------------------------
 
@@ -305,34 +304,6 @@ TLS_NOT_AFTER_TIME = Gauge(
 CHILD_RESTARTS = Counter("ca_server_child_restarts_total", "Processes that died and were started again.", ["child"])
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
-
-
-@contextlib.contextmanager
-def issuance_stage(stage: str) -> Iterator[None]:
-    """Observe the time of one stage of the pipeline, failed ones too."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        ISSUANCE_STAGE_SECONDS.labels(stage).observe(time.perf_counter() - started)
-
-
-@contextlib.contextmanager
-def hsm_operation(operation: str) -> Iterator[None]:
-    """Count and time one token operation; `outcome` is `ok`, or the kind of the error raised."""
-    started = time.perf_counter()
-    outcome = "ok"
-    try:
-        yield
-    except CaError as error:
-        outcome = error.kind.value
-        raise
-    except BaseException:
-        outcome = "error"
-        raise
-    finally:
-        HSM_OPERATION_SECONDS.labels(operation).observe(time.perf_counter() - started)
-        HSM_OPERATIONS.labels(operation, outcome).inc()
 
 
 def render_metrics() -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from secrets import token_bytes, token_hex
+from secrets import token_bytes
 
 import structlog
 
@@ -34,6 +34,7 @@ from ca_server.domain.enrollment import (
     Protocol,
 )
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.ids import new_id
 from ca_server.domain.profiles import Profile
 
 _log = structlog.get_logger()
@@ -265,7 +266,7 @@ class Issuance:
 
     def _intent(self, admitted: _Admitted, serial: int, tbs: bytes, now: datetime) -> IssuanceIntent:
         return IssuanceIntent(
-            id=token_hex(16),
+            id=new_id(),
             enrollment=admitted.request.key,
             issuer=admitted.issuer.name,
             issuer_key_id=admitted.issuer.issuer.key.id,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import stat
@@ -29,6 +30,9 @@ from ca_server.rpc.messages import (
 )
 
 _log = structlog.get_logger(__name__)
+# Finding a child by its labels costs as much as counting.
+_in_flight = functools.cache(telemetry.RPC_IN_FLIGHT.labels)
+_requests = functools.cache(telemetry.RPC_REQUESTS.labels)
 _CREDENTIALS = struct.Struct("3i")
 MAX_SOCKET_PATH = 107
 """sun_path has 108 octets, the last of them zero (unix(7))."""
@@ -213,7 +217,7 @@ class _Connection(asyncio.Protocol):
         PEER.set(self.peer)
         if rid:
             structlog.contextvars.bind_contextvars(request_id=rid)
-        telemetry.RPC_IN_FLIGHT.labels(port).inc()
+        _in_flight(port).inc()
         outcome = "ok"
         error: CaError | None = None
         frame = b""
@@ -233,12 +237,12 @@ class _Connection(asyncio.Protocol):
             _log.exception("port request failed", port=port, operation=operation.name)
             error = CaError(ErrorKind.INTERNAL, "internal error")
         finally:
-            telemetry.RPC_IN_FLIGHT.labels(port).dec()
+            _in_flight(port).dec()
             self.in_flight -= 1
         if error is not None:
             outcome = error.kind.value
             frame = encode_error(number, error)
-        telemetry.RPC_REQUESTS.labels(port, operation.name, outcome).inc()
+        _requests(port, operation.name, outcome).inc()
         self._reply(frame)
         if self.paused and not self.closing:
             self._take_frames()

@@ -113,7 +113,7 @@ class SqlAcmeStore:
     # --- Accounts -------------------------------------------------------------------------------------------------
 
     async def account(self, account_id: str) -> Account | None:
-        return await self._database.glance(lambda connection: account_by_id(connection, account_id))
+        return await self._database.glance(lambda connection: account_by_id(connection, account_id), one_moment=False)
 
     async def bound_profile(self, account: Account) -> str | None:
         if account.eab_kid is None:

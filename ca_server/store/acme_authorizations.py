@@ -4,18 +4,19 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_tables import acme_authorizations, acme_challenges
+from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, is_one_of
 from ca_server.store.types import AnyRow
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 
 _NEW = ("id", "account_id", "type", "value", "wildcard", "status", "created_at", "expires_at")
-_INSERT = Prepared(insert(acme_authorizations).values({name: bindparam(name) for name in _NEW}))
+_INSERT = insert_rows(acme_authorizations, _NEW)
 _NEW_CHALLENGE = ("id", "authorization_id", "account_id", "type", "token", "status", "attempts")
-_INSERT_CHALLENGE = Prepared(insert(acme_challenges).values({name: bindparam(name) for name in _NEW_CHALLENGE}))
+_INSERT_CHALLENGES = insert_rows(acme_challenges, _NEW_CHALLENGE)
 _BY_ID = Prepared(select(acme_authorizations).where(acme_authorizations.c.id == bindparam("authorization_id")))
 _CHALLENGES_OF = Prepared(
     select(acme_challenges)
@@ -56,7 +57,7 @@ Standing = tuple[str, datetime]
 
 def insert_authorizations(connection: Connection, made: Sequence[Authorization]) -> None:
     """Create authorizations with their challenges."""
-    _INSERT.execute_many(
+    _INSERT.execute(
         connection,
         [
             {
@@ -72,7 +73,7 @@ def insert_authorizations(connection: Connection, made: Sequence[Authorization])
             for each in made
         ],
     )
-    _INSERT_CHALLENGE.execute_many(
+    _INSERT_CHALLENGES.execute(
         connection,
         [
             {

@@ -15,6 +15,7 @@ from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_authorizations import authorizations, insert_authorizations, reusable
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
+from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, is_one_of
 from ca_server.store.tables import certificates, enrollments, intents
 from protocols.acme.model import (
@@ -59,7 +60,7 @@ _NEW = (
     "authorization_ids",
 )
 _INSERT = Prepared(insert(acme_orders).values({name: bindparam(name) for name in _NEW}))
-_INSERT_LINK = Prepared(insert(_LINKS).values({column.name: bindparam(column.name) for column in _LINKS.columns}))
+_INSERT_LINKS = insert_rows(_LINKS)
 _BY_ID = Prepared(select(acme_orders).where(acme_orders.c.id == bindparam("order_id")))
 _BEGIN_FINALIZE = Prepared(
     update(acme_orders)
@@ -144,7 +145,7 @@ def insert_order(connection: Connection, order: Order, candidates: Sequence[Auth
         authorization_ids=tuple(chosen),
     )
     _INSERT.execute(connection, _order_values(created))
-    _INSERT_LINK.execute_many(
+    _INSERT_LINKS.execute(
         connection,
         [
             {"order_id": order.id, "position": position, "authorization_id": authorization_id}

@@ -12,6 +12,7 @@ from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.audit_insert import insert_events
 from ca_server.store.audit_reads import SqlAuditReads
 from ca_server.store.audit_tables import audit_checkpoints, audit_events, audit_leaves, audit_pending
+from ca_server.store.rows import insert_rows
 from ca_server.store.tables import leases
 
 __all__ = ["SqlAuditStore", "insert_events"]
@@ -25,7 +26,7 @@ _PENDING = (
 # FOR SHARE: no other takes the lease until this transaction ends. SQLite has one writer, and ignores it.
 _LEASE = select(leases.c.holder, leases.c.fence).where(leases.c.name == bindparam("of_name")).with_for_update(read=True)
 _LAST_SIZE = select(audit_checkpoints.c.size).order_by(audit_checkpoints.c.size.desc()).limit(1)
-_INSERT_LEAF = insert(audit_leaves).values({column.name: bindparam(column.name) for column in audit_leaves.columns})
+_INSERT_LEAVES = insert_rows(audit_leaves)
 _INSERT_CHECKPOINT = insert(audit_checkpoints).values(
     {column.name: bindparam(column.name) for column in audit_checkpoints.columns}
 )
@@ -79,7 +80,7 @@ def _seal(
     if (connection.execute(_LAST_SIZE).scalar() or 0) != first_index:
         raise CaError(ErrorKind.CONFLICT, "the tree does not end where the leaves begin")
     try:
-        connection.execute(_INSERT_LEAF, rows)
+        _INSERT_LEAVES.execute(connection, rows)
         connection.execute(_INSERT_CHECKPOINT, head)
     except IntegrityError as error:
         raise CaError(ErrorKind.CONFLICT, "a leaf or checkpoint stands where the new ones belong") from error

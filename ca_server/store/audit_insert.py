@@ -8,6 +8,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from ca_server.core.audit import encode_event
 from ca_server.domain.audit import AuditEvent
 from ca_server.store.audit_tables import audit_events
+from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared
 
 _CACHE = "audit-sequences"
@@ -17,9 +18,7 @@ _values = [bindparam(column.name, type_=column.type) for column in audit_events.
 _earlier = audit_events.alias("earlier")
 _SELECT_LAST = select(func.max(_earlier.c.sequence)).where(_earlier.c.process == bindparam("of_process"))
 _LAST = Prepared(_SELECT_LAST)
-_INSERT = Prepared(
-    insert(audit_events).values({column.name: bindparam(column.name) for column in audit_events.columns})
-)
+_INSERT = insert_rows(audit_events)
 _INSERT_BEHIND = Prepared(
     insert(audit_events).from_select(
         [column.name for column in audit_events.columns],
@@ -43,7 +42,7 @@ def insert_events(connection: Connection, events: Sequence[AuditEvent]) -> None:
     for process, group in by_process.items():
         last = _insert_first(connection, group[0], remembered.get(process))
         rest = [_row(event, last + offset) for offset, event in enumerate(group[1:], 1)]
-        _INSERT.execute_many(connection, rest)
+        _INSERT.execute(connection, rest)
         remembered[process] = last + len(rest)
 
 
@@ -57,7 +56,7 @@ def _insert_first(connection: Connection, event: AuditEvent, remembered: int | N
         if _INSERT_BEHIND.execute(connection, row).rowcount == 1:
             return remembered + 1
     sequence: int = (_LAST.execute(connection, {"of_process": event.process}).scalar() or 0) + 1
-    _INSERT.execute(connection, _row(event, sequence))
+    _INSERT.execute(connection, [_row(event, sequence)])
     return sequence
 
 

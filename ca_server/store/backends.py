@@ -28,6 +28,10 @@ _CONNECT_TIMEOUT = 10.0
 _FIRST_LOCK_PAUSE = 0.0002
 _LONGEST_LOCK_PAUSE = 0.003
 _PREPARED_STATEMENTS = 256
+_CACHE_KIB = 16 * 1024
+"""A connection's cache: with less than its pages, a large transaction writes some of them twice."""
+_CHECKPOINT_PAGES = 4_000
+"""How long the log gets before it is written into the database: the longer, the more changes of a page go at once."""
 
 
 class Backend(Protocol):
@@ -41,8 +45,11 @@ class Backend(Protocol):
     async def read(self, query: Work[T]) -> T:
         """Run in a transaction of its own on a connection that can't write."""
 
-    async def glance(self, query: Work[T]) -> T:
-        """`read` for a few rows found by index, which may be done at once on the calling thread."""
+    async def glance(self, query: Work[T], *, one_moment: bool) -> T:
+        """`read` for a few rows found by index, which may be done at once on the calling thread.
+
+        Unless `one_moment`, each of its statements may see a moment of its own.
+        """
 
     async def drop_writer(self) -> None:
         """Forget the writing connection: the next `write` opens another."""
@@ -125,6 +132,10 @@ def prepare_sqlite(
     pragmas: Mapping[str, str] = {
         "busy_timeout": str(int(busy_timeout * 1000)),
         "journal_mode": "WAL",
+        "cache_size": str(-_CACHE_KIB),
+        # What undoes a statement alone is kept here too: as a file it is written, and made, for each transaction.
+        "temp_store": "MEMORY",
+        "wal_autocheckpoint": str(_CHECKPOINT_PAGES),
         "synchronous": "FULL",
         "foreign_keys": "ON",
         "query_only": "ON" if read_only else "OFF",
@@ -194,7 +205,7 @@ class AsyncBackend:
         async with self._reader.connect() as connection:
             return await connection.run_sync(query)
 
-    async def glance(self, query: Work[T]) -> T:
+    async def glance(self, query: Work[T], *, one_moment: bool) -> T:  # noqa: ARG002
         return await self.read(query)
 
     async def drop_writer(self) -> None:
@@ -253,26 +264,28 @@ class ThreadBackend:
             connection.begin()
             return query(connection)
 
-    async def glance(self, query: Work[T]) -> T:
+    async def glance(self, query: Work[T], *, one_moment: bool) -> T:
         try:
-            return self._glance(query)
+            return self._glance(query, one_moment=one_moment)
         except Exception as error:
             self._close_glancing()
             if classify(error) is Failure.UNIT:
                 raise
             return await self.read(query)
 
-    def _glance(self, query: Work[T]) -> T:
+    def _glance(self, query: Work[T], *, one_moment: bool) -> T:
         if self._glancing is None:
             self._glancing = self._glancer.connect()
         driver: Any = self._glancing.connection.driver_connection
-        driver.execute("BEGIN")
+        if one_moment:
+            driver.execute("BEGIN")
         try:
             return query(self._glancing)
         finally:
             if self._glancing.in_transaction():
                 self._glancing.rollback()
-            driver.rollback()
+            if driver.in_transaction:
+                driver.rollback()
 
     def _close_glancing(self) -> None:
         connection, self._glancing = self._glancing, None

@@ -5,10 +5,11 @@ Statements are built once, at import: SQLAlchemy then compiles each once.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, func, insert, select
+from sqlalchemy import Connection, Select, and_, bindparam, func, select
 
 from ca_server.domain.certificates import (
     BlockedKey,
@@ -20,6 +21,7 @@ from ca_server.domain.certificates import (
 )
 from ca_server.domain.enrollment import EnrollmentKey
 from ca_server.store.der import split_der
+from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, insert_or_ignore
 from ca_server.store.tables import (
     ca_certificates,
@@ -55,19 +57,12 @@ _COPIED = (
 )
 """Columns named and typed as the fields of CertificateRecord."""
 
-_INSERT = Prepared(
-    insert(certificates)
-    .values(
-        {
-            name: bindparam(name)
-            for name in (*_COPIED, "revocation_reason", "der", "issuer_id", "issuer_key_id", "enrollment_id")
-        }
-    )
-    .returning(certificates.c.id)
+_INSERT = insert_rows(
+    certificates,
+    (*_COPIED, "revocation_reason", "der", "issuer_id", "issuer_key_id", "enrollment_id"),
+    returning=(certificates.c.id, certificates.c.serial, certificates.c.issuer_id),
 )
-_INSERT_NAMES = Prepared(
-    insert(certificate_names).values({column.name: bindparam(column.name) for column in certificate_names.columns})
-)
+_INSERT_NAMES = insert_rows(certificate_names)
 
 SELECT_RECORDS: Select[Any] = select(
     certificates.c.id,
@@ -171,28 +166,42 @@ def enrollment_parameters(key: EnrollmentKey) -> dict[str, Any]:
     }
 
 
-def insert_certificate(
-    connection: Connection,
-    record: CertificateRecord,
-    *,
-    issuer_id: int,
-    issuer_key_id: int,
-    enrollment_id: int | None,
-) -> int:
-    """Store a certificate with its names; return its id. Raises IntegrityError where the serial is taken."""
+@dataclass(frozen=True, slots=True)
+class NewCertificate:
+    """A certificate to store, and what it belongs to."""
+
+    record: CertificateRecord
+    issuer_id: int
+    issuer_key_id: int
+    enrollment_id: int | None
+
+
+def insert_certificates(connection: Connection, new: Sequence[NewCertificate]) -> None:
+    """Store certificates with their names. Raises IntegrityError where a serial is taken."""
+    given = _INSERT.execute(connection, [_values_of(each) for each in new])
+    ids = {(row.serial, row.issuer_id): row.id for row in given}
+    _INSERT_NAMES.execute(
+        connection,
+        [
+            _name_values(ids[each.record.serial, each.issuer_id], position, name)
+            for each in new
+            for position, name in enumerate(each.record.names)
+        ],
+    )
+
+
+def _values_of(new: NewCertificate) -> dict[str, Any]:
+    record = new.record
     values: dict[str, Any] = {name: getattr(record, name) for name in _COPIED}
-    values["revocation_reason"] = record.revocation_reason.value if record.revocation_reason else None
-    if record.revoked_at is not None and record.revocation_reason is None:
-        values["revocation_reason"] = RevocationReason.UNSPECIFIED.value
-    values |= {
-        "der": record.certificate_der,
-        "issuer_id": issuer_id,
-        "issuer_key_id": issuer_key_id,
-        "enrollment_id": enrollment_id,
-    }
-    identity: int = _INSERT.execute(connection, values).one().id
-    _INSERT_NAMES.execute_many(connection, [_name_values(identity, *each) for each in enumerate(record.names)])
-    return identity
+    reason = record.revocation_reason
+    if reason is None and record.revoked_at is not None:
+        reason = RevocationReason.UNSPECIFIED
+    values["revocation_reason"] = None if reason is None else reason.value
+    values["der"] = record.certificate_der
+    values["issuer_id"] = new.issuer_id
+    values["issuer_key_id"] = new.issuer_key_id
+    values["enrollment_id"] = new.enrollment_id
+    return values
 
 
 def _name_values(certificate_id: int, position: int, name: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Group commit: units of work that wait for durability at the same moment share one transaction.
 
-A unit is a synchronous function over a `Connection`. One task takes all units that are queued, begins one
-transaction, runs all, commits once and wakes every caller. So:
+A unit is a synchronous function over a `Connection`, or the argument of a `Bulk`, which does many of a kind by a few
+statements. One task takes all units that are queued, begins one transaction, runs all, commits once and wakes every
+caller. So:
 
 - a caller is woken only after the commit of what its unit did;
 - an error in one unit undoes and fails that unit alone (by savepoints, see `_commit_together`);
@@ -15,12 +16,13 @@ transaction, runs all, commits once and wakes every caller. So:
 """
 
 import asyncio
+import functools
 import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from sqlalchemy import Connection, text
@@ -30,6 +32,7 @@ from ca_server.store.backends import Backend, Work, open_backend
 from ca_server.store.claims import Once, give_back, take_locks, take_once
 from ca_server.store.failures import Failure, classify
 
+A = TypeVar("A")
 T = TypeVar("T")
 Observer = Callable[[str, float, int], None]
 """Called with `write` (seconds of a transaction, units in it), `read` (seconds, 1), `retry` (0.0, units),
@@ -52,6 +55,17 @@ class _Verdict:
     error: Exception | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Bulk(Generic[A, T]):
+    """Units of one kind, which a batch does together.
+
+    `run` is given the arguments of all and returns their values in that order. Where it raises nothing of it stands,
+    and each is run alone: an error must be told apart by one run of one unit.
+    """
+
+    run: Callable[[Connection, Sequence[A]], Sequence[T]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Unit:
     """What is done, and what must be taken before."""
@@ -59,6 +73,9 @@ class _Unit:
     work: Work[Any]
     locks: Sequence[str] = ()
     once: Once | None = None
+    bulk: Bulk[Any, Any] | None = None
+    """What does `argument` together with others in place of `work`."""
+    argument: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +121,7 @@ def _commit_together(connection: Connection, units: Sequence[_Unit], *, careful:
     """
     if not careful:
         try:
-            return _Committed(_transact(connection, units, _run_plainly), clean=True)
+            return _Committed(_transact(connection, units, _run_together), clean=True)
         except _CommitUnknownError:
             raise
         except Exception as error:
@@ -112,22 +129,21 @@ def _commit_together(connection: Connection, units: Sequence[_Unit], *, careful:
                 raise
             if len(units) == 1:
                 return _Committed([_Verdict(error=error)], clean=False)
-    verdicts = _transact(connection, units, _run_in_savepoint)
+    verdicts = _transact(connection, units, _run_apart)
     return _Committed(verdicts, clean=all(verdict.error is None for verdict in verdicts))
 
 
 def _transact(
-    connection: Connection, units: Sequence[_Unit], run: Callable[[Connection, Work[Any]], _Verdict]
+    connection: Connection, units: Sequence[_Unit], run: Callable[[Connection, list[_Unit]], list[_Verdict]]
 ) -> list[_Verdict]:
     transaction = connection.begin()
     try:
         take_locks(connection, {name for unit in units for name in unit.locks})
         allowed = take_once(connection, [unit.once for unit in units])
-        verdicts = [
-            run(connection, unit.work) if may_run else _used(unit) for unit, may_run in zip(units, allowed, strict=True)
-        ]
+        ran = iter(run(connection, [unit for unit, may_run in zip(units, allowed, strict=True) if may_run]))
+        verdicts = [next(ran) if may_run else _used(unit) for unit, may_run in zip(units, allowed, strict=True)]
         outcomes = zip(units, allowed, verdicts, strict=True)
-        give_back(connection, [unit.once for unit, ran, verdict in outcomes if ran and verdict.error is not None])
+        give_back(connection, [unit.once for unit, taken, verdict in outcomes if taken and verdict.error is not None])
         identity = _transaction_identity(connection)
     except BaseException:
         _roll_back(transaction)
@@ -146,14 +162,31 @@ def _used(unit: _Unit) -> _Verdict:
     return _Verdict(error=None if unit.once is None else unit.once.table.used())
 
 
-def _run_plainly(connection: Connection, unit: Work[Any]) -> _Verdict:
-    return _Verdict(unit(connection))
+def _run_together(connection: Connection, units: list[_Unit]) -> list[_Verdict]:
+    """Run units in the order of their arrival, but those of a bulk with its first."""
+    together: dict[Bulk[Any, Any], list[int]] = {}
+    for at, unit in enumerate(units):
+        if unit.bulk is not None:
+            together.setdefault(unit.bulk, []).append(at)
+    values: list[Any] = [None] * len(units)
+    for at, unit in enumerate(units):
+        if unit.bulk is None:
+            values[at] = unit.work(connection)
+        elif (places := together.pop(unit.bulk, None)) is not None:
+            results = unit.bulk.run(connection, [units[place].argument for place in places])
+            for place, value in zip(places, results, strict=True):
+                values[place] = value
+    return [_Verdict(value) for value in values]
 
 
-def _run_in_savepoint(connection: Connection, unit: Work[Any]) -> _Verdict:
+def _run_apart(connection: Connection, units: list[_Unit]) -> list[_Verdict]:
+    return [_run_in_savepoint(connection, unit) for unit in units]
+
+
+def _run_in_savepoint(connection: Connection, unit: _Unit) -> _Verdict:
     connection.exec_driver_sql("SAVEPOINT unit")
     try:
-        value = unit(connection)
+        value = unit.work(connection)
     except Exception as error:
         if classify(error) is not Failure.UNIT:
             raise
@@ -235,26 +268,40 @@ class Database:
         Raises what the unit raised, or UNAVAILABLE where the queue is full or the database is away. Cancelling the
         caller does not cancel the unit.
         """
+        result: T = await self._enqueue(_Unit(unit, locks, once))
+        return result
+
+    async def write_in_bulk(
+        self, bulk: Bulk[A, T], argument: A, *, locks: Sequence[str] = (), once: Once | None = None
+    ) -> T:
+        """`write` of one unit of a bulk."""
+        unit = _Unit(lambda connection: bulk.run(connection, (argument,))[0], locks, once, bulk, argument)
+        result: T = await self._enqueue(unit)
+        return result
+
+    async def _enqueue(self, unit: _Unit) -> Any:
         if self._closing:
             raise CaError(ErrorKind.UNAVAILABLE, "the database is being closed")
         if len(self._queue) >= self._queue_limit:
             self._observe("refused", 0.0, 1)
             raise CaError(ErrorKind.UNAVAILABLE, "too much is waiting for the database")
         loop = asyncio.get_running_loop()
-        pending = _Pending(_Unit(unit, locks, once), loop.create_future(), loop.time() + self._patience)
+        pending = _Pending(unit, loop.create_future(), loop.time() + self._patience)
         self._queue.append(pending)
         self._observe("waiting", 0.0, len(self._queue))
         self._wake.set()
-        result: T = await pending.future
-        return result
+        return await pending.future
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` in a read transaction. UNAVAILABLE where the database is away."""
         return await self._read(self._backend.read, query)
 
-    async def glance(self, query: Callable[[Connection], T]) -> T:
-        """`read` for a few rows found by index: on SQLite it is done at once, without another thread."""
-        return await self._read(self._backend.glance, query)
+    async def glance(self, query: Callable[[Connection], T], *, one_moment: bool = True) -> T:
+        """`read` for a few rows found by index: on SQLite it is done at once, without another thread.
+
+        With `one_moment` false each statement may see a moment of its own, which costs less.
+        """
+        return await self._read(functools.partial(self._backend.glance, one_moment=one_moment), query)
 
     async def _read(self, read: Callable[[Work[T]], Awaitable[T]], query: Work[T]) -> T:
         if self._closing:

@@ -1,17 +1,9 @@
-"""Enrollments, intents and certificates: the two transactions of the pipeline.
-
-What must never happen is excluded by constraints, and by the fence:
-
-- one live intent for each enrollment (partial unique index), and one certificate (unique);
-- a serial once under an issuer, whatever became of it (unique over intents of every state, and over certificates);
-- a process that was replaced by a newer boot of its node reserves and completes nothing.
-"""
+"""Enrollments, intents, certificates and blocked keys: what the pipeline reads and writes."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
 from ca_server.core.ports import EnrollmentState
 from ca_server.domain.audit import AuditEvent
@@ -23,7 +15,6 @@ from ca_server.domain.enrollment import (
     IssuanceIntent,
     Protocol,
 )
-from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.audit import insert_events
 from ca_server.store.certificates import (
     IS_CHAIN,
@@ -34,19 +25,18 @@ from ca_server.store.certificates import (
     certificates_of_requester,
     enrollment_parameters,
     insert_blocked,
-    insert_certificate,
     issued_of,
     sample_certificates,
     serial_status,
 )
 from ca_server.store.database import Database
-from ca_server.store.statements import Prepared, insert_or_ignore
+from ca_server.store.intents import COMPLETE, FIND_ENROLLMENT, RESERVE, Completion, Reservation
+from ca_server.store.statements import Prepared
 from ca_server.store.tables import (
     ca_certificates,
     certificates,
     enrollments,
     intents,
-    issuer_keys,
     issuers,
     nodes,
     spki_blocklist,
@@ -106,59 +96,6 @@ _ORPHANED_INTENTS = _LIVE_INTENTS.join(nodes, nodes.c.node == intents.c.node).wh
     nodes.c.lease_expires < bindparam("now")
 )
 
-_FIND_ENROLLMENT = Prepared(select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT))
-_HAS_CERTIFICATE = select(certificates.c.id).where(certificates.c.enrollment_id == bindparam("enrollment_id"))
-_INSERT_ENROLLMENT = Prepared(
-    insert_or_ignore(
-        enrollments,
-        [column.name for column in enrollments.columns if column.name != "id"],
-        returning=enrollments.c.id,
-    )
-)
-# FOR SHARE: no newer boot of the node begins until this transaction ends. SQLite has one writer, and ignores it.
-_FENCE_AND_KEY = Prepared(
-    select(
-        nodes.c.boot_epoch,
-        issuer_keys.c.issuer_id,
-        exists()
-        .where(certificates.c.serial == bindparam("serial"), certificates.c.issuer_id == issuer_keys.c.issuer_id)
-        .label("taken"),
-    )
-    .select_from(nodes)
-    .outerjoin(
-        issuer_keys,
-        and_(
-            issuer_keys.c.id == bindparam("key_id"),
-            issuer_keys.c.issuer_id
-            == select(issuers.c.id).where(issuers.c.name == bindparam("issuer")).scalar_subquery(),
-        ),
-    )
-    .where(nodes.c.node == bindparam("of_node"))
-    .with_for_update(read=True, of=nodes)
-)
-_INSERT_INTENT = Prepared(
-    insert(intents).values(
-        {
-            column.name: bindparam(column.name)
-            for column in intents.columns
-            if column.name not in {"settled_at", "reason", "state"}
-        }
-        | {"state": "reserved"}
-    )
-)
-_SETTLE_ISSUED = Prepared(
-    update(intents)
-    .where(
-        intents.c.id == bindparam("intent_id"),
-        intents.c.state == "reserved",
-        intents.c.node == bindparam("of_node"),
-        intents.c.boot_epoch == bindparam("of_epoch"),
-        select(nodes.c.boot_epoch).where(nodes.c.node == bindparam("of_node")).scalar_subquery()
-        == bindparam("of_epoch"),
-    )
-    .values(state="issued", settled_at=bindparam("at"))
-    .returning(intents.c.enrollment_id, intents.c.issuer_id, intents.c.issuer_key_id, intents.c.serial)
-)
 _SETTLE_ABANDONED = (
     update(intents)
     .where(intents.c.id == bindparam("intent_id"), intents.c.state == "reserved")
@@ -180,23 +117,15 @@ class SqlIssuanceStore:
         self._database = database
 
     async def enrollment(self, key: EnrollmentKey) -> EnrollmentState:
-        return await self._database.glance(lambda connection: read_enrollment(connection, key))
+        return await self._database.glance(lambda connection: read_enrollment(connection, key), one_moment=False)
 
     async def reserve(self, intent: IssuanceIntent, csr_sha256: bytes, events: Sequence[AuditEvent]) -> None:
-        def unit(connection: Connection) -> None:
-            _reserve(connection, intent, csr_sha256)
-            insert_events(connection, events)
-
-        await self._database.write(unit)
+        await self._database.write_in_bulk(RESERVE, Reservation(intent, csr_sha256, events))
 
     async def complete(
         self, intent_id: str, fence: Fence, record: CertificateRecord, events: Sequence[AuditEvent]
     ) -> None:
-        def unit(connection: Connection) -> None:
-            _complete(connection, intent_id, fence, record)
-            insert_events(connection, events)
-
-        await self._database.write(unit)
+        await self._database.write_in_bulk(COMPLETE, Completion(intent_id, fence, record, events))
 
     async def abandon(self, intent_id: str, reason: str, events: Sequence[AuditEvent]) -> bool:
         at = datetime.now(UTC)
@@ -240,7 +169,9 @@ class SqlIssuanceStore:
         )
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))
+        return await self._database.glance(
+            lambda connection: read_spki_blocked(connection, spki_sha256), one_moment=False
+        )
 
     async def blocked_keys(self) -> tuple[BlockedKey, ...]:
         return await self._database.read(
@@ -274,8 +205,8 @@ def read_spki_blocked(connection: Connection, spki_sha256: bytes) -> bool:
 def read_enrollment(connection: Connection, key: EnrollmentKey) -> EnrollmentState:
     """Where an enrollment stands, on a connection."""
     parameters = enrollment_parameters(key)
-    # Most are new: one index tells that for a tenth of what the joins cost.
-    if _FIND_ENROLLMENT.execute(connection, parameters).first() is None:
+    # Most are new: one index tells that for a tenth of what the joins cost. The second statement stands for itself.
+    if FIND_ENROLLMENT.execute(connection, parameters).first() is None:
         return EnrollmentState(EnrollmentOutcome.NONE)
     row = _ENROLLMENT.execute(connection, parameters).first()
     if row is None:
@@ -285,91 +216,6 @@ def read_enrollment(connection: Connection, key: EnrollmentKey) -> EnrollmentSta
     if row.intent_id is not None:
         return EnrollmentState(EnrollmentOutcome.LIVE, row.csr_sha256, intent=_intent_of(row))
     return EnrollmentState(EnrollmentOutcome.NONE, row.csr_sha256)
-
-
-def _reserve(connection: Connection, intent: IssuanceIntent, csr_sha256: bytes) -> None:
-    fence = intent.fence
-    standing = _FENCE_AND_KEY.execute(
-        connection,
-        {
-            "of_node": fence.node,
-            "key_id": intent.issuer_key_id,
-            "issuer": intent.issuer,
-            "serial": intent.serial,
-        },
-    ).first()
-    if standing is None or standing.boot_epoch != fence.boot_epoch:
-        raise CaError(ErrorKind.CONFLICT, "a newer process of this node is running")
-    if standing.issuer_id is None:
-        raise CaError(ErrorKind.CONFLICT, "the issuer has no such key")
-    if standing.taken:
-        raise CaError(ErrorKind.CONFLICT, "the serial was used")
-    enrollment_id, is_new = _create_or_find_enrollment(connection, intent, csr_sha256)
-    try:
-        _INSERT_INTENT.execute(
-            connection,
-            {
-                "id": intent.id,
-                "enrollment_id": enrollment_id,
-                "issuer_id": standing.issuer_id,
-                "issuer_key_id": intent.issuer_key_id,
-                "serial": intent.serial,
-                "node": fence.node,
-                "boot_epoch": fence.boot_epoch,
-                "reserved_at": intent.reserved_at,
-                "profile": intent.profile,
-                "profile_hash": intent.profile_hash,
-                "tenant": intent.tenant,
-                "tbs_sha256": intent.tbs_sha256,
-            },
-        )
-    except IntegrityError as error:
-        raise CaError(ErrorKind.CONFLICT, "the enrollment has a live intent, or the serial was used") from error
-    # Asked after the intent is in: by now every earlier intent is settled, and its certificate is seen.
-    if not is_new and connection.execute(_HAS_CERTIFICATE, {"enrollment_id": enrollment_id}).first() is not None:
-        raise CaError(ErrorKind.CONFLICT, "the enrollment has a certificate")
-
-
-def _create_or_find_enrollment(connection: Connection, intent: IssuanceIntent, csr_sha256: bytes) -> tuple[int, bool]:
-    key = intent.enrollment
-    values = {
-        "tenant": key.tenant,
-        "protocol": key.protocol.value,
-        "profile": key.profile,
-        "requester_scope": key.requester_scope,
-        "transaction_key": key.transaction_key,
-        "epoch": key.epoch,
-        "created_at": intent.reserved_at,
-        "csr_sha256": csr_sha256,
-    }
-    created: int | None = _INSERT_ENROLLMENT.execute(connection, values).scalar()
-    if created is not None:
-        return created, True
-    row = _FIND_ENROLLMENT.execute(connection, enrollment_parameters(key)).one()
-    if row.csr_sha256 != csr_sha256:
-        raise CaError(ErrorKind.CONFLICT, "the enrollment began with another CSR")
-    return row.id, False
-
-
-def _complete(connection: Connection, intent_id: str, fence: Fence, record: CertificateRecord) -> None:
-    settled = _SETTLE_ISSUED.execute(
-        connection,
-        {"intent_id": intent_id, "of_node": fence.node, "of_epoch": fence.boot_epoch, "at": record.issued_at},
-    ).first()
-    if settled is None:
-        raise CaError(ErrorKind.CONFLICT, "the intent is no longer live")
-    if settled.serial != record.serial or settled.issuer_key_id != record.issuer_key_id:
-        raise CaError(ErrorKind.CONFLICT, "the certificate is not the one that was reserved")
-    try:
-        insert_certificate(
-            connection,
-            record,
-            issuer_id=settled.issuer_id,
-            issuer_key_id=settled.issuer_key_id,
-            enrollment_id=settled.enrollment_id,
-        )
-    except IntegrityError as error:
-        raise CaError(ErrorKind.CONFLICT, "the enrollment has a certificate, or the serial was used") from error
 
 
 def _intent_of(row: AnyRow) -> IssuanceIntent:

@@ -13,7 +13,7 @@ from ca_server.domain.certificates import CertificateRecord, Issuer, IssuerKey, 
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
 from ca_server.store.audit import insert_events
-from ca_server.store.certificates import insert_certificate
+from ca_server.store.certificates import NewCertificate, insert_certificates
 from ca_server.store.database import Database
 from ca_server.store.der import join_der, split_der
 from ca_server.store.tables import ca_certificates, issuer_keys, issuers
@@ -152,7 +152,7 @@ def _insert_ca_certificate(
         if signer is None or signer != of_key:
             raise CaError(ErrorKind.NOT_FOUND, "the issuer has no such key")
         issuer_id = signer
-    insert_certificate(connection, record, issuer_id=issuer_id, issuer_key_id=signer_key_id, enrollment_id=None)
+    insert_certificates(connection, [NewCertificate(record, issuer_id, signer_key_id, None)])
 
 
 def _issuer_of(row: AnyRow) -> Issuer:

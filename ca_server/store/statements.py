@@ -20,15 +20,15 @@ def insert_or_ignore(table: Table, columns: Sequence[str], *, returning: Column[
     """INSERT ... ON CONFLICT DO NOTHING by dialect; a row that stands returns nothing and counts nothing."""
     values: dict[str, Any] = {name: bindparam(name) for name in columns}
     by_dialect: ByDialect = {}
-    for insert in (sqlite.insert(table), postgresql.insert(table)):
-        statement = insert.values(values).on_conflict_do_nothing()
-        by_dialect[insert_dialect(insert)] = statement if returning is None else statement.returning(returning)
+    for of_dialect in (sqlite.insert(table), postgresql.insert(table)):
+        statement = of_dialect.values(values).on_conflict_do_nothing()
+        by_dialect[insert_dialect(of_dialect)] = statement if returning is None else statement.returning(returning)
     return by_dialect
 
 
-def insert_dialect(insert: sqlite.Insert | postgresql.Insert) -> str:
+def insert_dialect(of_dialect: sqlite.Insert | postgresql.Insert) -> str:
     """The dialect that an INSERT is for."""
-    return "sqlite" if isinstance(insert, sqlite.Insert) else "postgresql"
+    return "sqlite" if isinstance(of_dialect, sqlite.Insert) else "postgresql"
 
 
 def is_one_of(column: Column[Any], values: Iterable[str]) -> ColumnElement[bool]:
@@ -71,7 +71,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
+class Compiled:
     """SQL with the makers of its parameters, in order, and of its rows."""
 
     sql: str
@@ -108,13 +108,20 @@ class Prepared:
 
     def __init__(self, statement: Executable | ByDialect) -> None:
         self._statement = statement
-        self._compiled: dict[str, _Compiled] = {}
+        self._compiled: dict[str, Compiled] = {}
 
     def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> Rows:
         """Run with one set of parameters."""
+        compiled = self.compiled(connection.dialect)
+        return self.run(connection, compiled, compiled.bind(parameters))
+
+    def compiled(self, dialect: Dialect) -> Compiled:
+        """The statement as a dialect writes it."""
+        return self._compiled.get(dialect.name) or self._compile(dialect)
+
+    def run(self, connection: Connection, compiled: Compiled, values: tuple[Any, ...]) -> Rows:
+        """Run with parameters that are bound already."""
         dialect = connection.dialect
-        compiled = self._compiled.get(dialect.name) or self._compile(dialect)
-        values = compiled.bind(parameters)
         if dialect.driver != _SQLITE_DRIVER:
             result = connection.exec_driver_sql(compiled.sql, values)
             return Rows(() if compiled.row is None else compiled.rows(result.all()), result.rowcount)
@@ -125,22 +132,7 @@ class Prepared:
             raise _translated(error, compiled.sql, dialect) from error
         return Rows(compiled.rows(raw) if raw else (), cursor.rowcount)
 
-    def execute_many(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
-        """Run with each set of parameters; none is none."""
-        if not parameters:
-            return
-        dialect = connection.dialect
-        compiled = self._compiled.get(dialect.name) or self._compile(dialect)
-        values = [compiled.bind(each) for each in parameters]
-        if dialect.driver != _SQLITE_DRIVER:
-            connection.exec_driver_sql(compiled.sql, values)
-            return
-        try:
-            connection.connection.driver_connection.executemany(compiled.sql, values)  # type: ignore[union-attr]
-        except sqlite3.Error as error:
-            raise _translated(error, compiled.sql, dialect) from error
-
-    def _compile(self, dialect: Dialect) -> _Compiled:
+    def _compile(self, dialect: Dialect) -> Compiled:
         statement: Any = self._statement
         if isinstance(statement, dict):
             statement = statement[dialect.name]
@@ -153,7 +145,7 @@ class Prepared:
         columns = compiled._result_columns  # noqa: SLF001 - nothing public tells the types of the result
         readers = [each.type.dialect_impl(dialect).result_processor(dialect, None) for each in columns]
         row = namedtuple("Row", [each.keyname for each in columns], rename=True)  # type: ignore[misc]  # noqa: PYI024
-        made = _Compiled(
+        made = Compiled(
             sql=str(compiled),
             binders=binders,
             constants=constants,

@@ -15,6 +15,7 @@ from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.errors import CaError, ErrorKind, SubError
+from ca_server.domain.ids import new_id
 from ca_server.domain.names import Identifier, IdentifierType, InvalidNameError, dns_identifier, ip_identifier
 from ca_server.domain.profiles import Profile
 from protocols.acme.exchange import Exchange
@@ -71,7 +72,7 @@ class Orders:
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
-        order_id = token_urlsafe(16)
+        order_id = new_id()
         expires = exchange.now + self._options.order_lifetime
         order = Order(
             id=order_id,
@@ -147,10 +148,10 @@ class Orders:
         return tuple(found.values())
 
     def _authorization(self, account: Account, name: Identifier, now: datetime, expires: datetime) -> Authorization:
-        authorization_id = token_urlsafe(16)
+        authorization_id = new_id()
         token = token_urlsafe(32)
         challenges = tuple(
-            Challenge(token_urlsafe(16), authorization_id, kind, token)
+            Challenge(new_id(), authorization_id, kind, token)
             for kind, validator in self._validators.items()
             if validator.applies(name.base, name.is_wildcard)
         )

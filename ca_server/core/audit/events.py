@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.ids import new_id
 
 MAX_LEAF: Final = 65_535
 """Bytes of the longest leaf: tiles of entries give each a length of 16 bits (C2SP tlog-tiles)."""
@@ -52,6 +54,8 @@ _REQUIRED: Final = frozenset(
     {"configuration", "id", "node", "outcome", "process", "sequence", "software", "tenant", "time", "type", "version"}
 )
 _MEMBERS: Final = tuple(sorted(field.name for field in fields(AuditEvent)))
+_values_of = attrgetter(*_MEMBERS)
+_texts_of = attrgetter(*_TEXTS)
 _encoder = msgspec.json.Encoder(order="sorted")
 
 
@@ -60,11 +64,8 @@ def encode_event(event: AuditEvent, sequence: int | None = None) -> bytes:
 
     Raises CaError TOO_LARGE above MAX_LEAF bytes, MALFORMED for text that is not Unicode.
     """
-    members: dict[str, Any] = {}
-    for name in _MEMBERS:
-        value = getattr(event, name)
-        if value or name in _REQUIRED:
-            members[name] = value
+    values = zip(_MEMBERS, _values_of(event), strict=True)
+    members: dict[str, Any] = {name: value for name, value in values if value or name in _REQUIRED}
     members["time"] = time_text(event.time)
     if sequence is not None:
         members["sequence"] = sequence
@@ -176,13 +177,13 @@ class EventFactory:
         # 48 bits of milliseconds, 16 that count within one, 64 random: ids of a process grow even when the clock steps
         # back.
         self._last_id = max(int(now.timestamp() * 1000) << 16, self._last_id + 1)
-        return f"{self._last_id:016x}{secrets.token_hex(8)}"
+        return f"{self._last_id:016x}{new_id()[16:]}"
 
 
 def _fitted(event: AuditEvent) -> AuditEvent:
     """Cut the names of an event where they are long; refuse what stays too long."""
     names = sum(map(len, event.names))
-    texts = sum(len(getattr(event, name) or "") for name in _TEXTS) + sum(map(len, event.approvers))
+    texts = sum(map(len, filter(None, _texts_of(event)))) + sum(map(len, event.approvers))
     texts += sum(len(key) + len(value) for key, value in event.extra.items())
     items = 3 * (len(event.names) + len(event.approvers)) + 6 * len(event.extra)
     if (names + texts) * _WORST_ESCAPE + items + _FRAME <= MAX_LEAF:
@@ -208,7 +209,8 @@ def _clean(value: Any) -> Any:
     So no hostile text keeps its event off the record.
     """
     if isinstance(value, str):
-        value = value.replace("\0", "\\x00")
+        if "\0" in value:
+            value = value.replace("\0", "\\x00")
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, tuple):
         return tuple(_clean(item) for item in value)

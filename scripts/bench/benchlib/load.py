@@ -112,6 +112,7 @@ async def port(socket: str, clients: int, pid: int, warm_up: float, seconds: flo
     """CSR to stored certificate through the core's port."""
     from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester, ValidatedIdentifier  # noqa: PLC0415
     from ca_server.domain.errors import CaError  # noqa: PLC0415
+    from ca_server.domain.ids import new_id  # noqa: PLC0415
     from ca_server.domain.names import dns_identifier  # noqa: PLC0415
     from ca_server.rpc.client import RpcCorePort  # noqa: PLC0415
 
@@ -126,7 +127,7 @@ async def port(socket: str, clients: int, pid: int, warm_up: float, seconds: flo
             "default",
             csrs.csr(name),
             (identifier,),
-            name,
+            new_id(),
             evidence=(ValidatedIdentifier(identifier, "http-01", datetime.now(UTC)),),
             request_id=name,
         )

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
 from ca_server.store import database as database_module
 from ca_server.store.backends import normalise_url
-from ca_server.store.database import Database
+from ca_server.store.database import Bulk, Database
 from ca_server.store.failures import Failure, classify
 
 pytestmark = pytest.mark.alters_schema
@@ -67,6 +67,46 @@ async def test_an_error_fails_its_unit_alone_and_undoes_all_of_it(table: Databas
     assert isinstance(results[3], IntegrityError)
     assert results[4] == "c"
     assert await table.read(keys) == ["a", "b", "c"]
+
+
+def bulk_of(ran: list[list[str]], begin: str) -> Bulk[str, str]:
+    """Inserts keys under what they begin with, and falls over one that is there or is `bad`."""
+
+    def run(connection: Connection, given: Sequence[str]) -> list[str]:
+        ran.append(list(given))
+        for key in given:
+            insert(begin + key)(connection)
+        if "bad" in given:
+            raise LookupError("on purpose")
+        return [begin + key for key in given]
+
+    return Bulk(run)
+
+
+async def test_the_units_of_a_bulk_run_together_and_each_gets_its_own_value(table: Database) -> None:
+    ran: list[list[str]] = []
+    bulks = [bulk_of(ran, "a"), bulk_of(ran, "b")]
+    results = await asyncio.gather(
+        *(table.write_in_bulk(bulks[n % 2], f"{n}") for n in range(5)), table.write(insert("alone"))
+    )
+    assert results == ["a0", "b1", "a2", "b3", "a4", "alone"]
+    assert ran == [["0", "2", "4"], ["1", "3"]]
+    assert await table.read(keys) == sorted(results)
+
+
+async def test_an_error_of_a_bulk_fails_the_unit_alone_that_caused_it(table: Database) -> None:
+    ran: list[list[str]] = []
+    bulk = bulk_of(ran, "")
+    results = await asyncio.gather(
+        *(table.write_in_bulk(bulk, key) for key in ("x", "bad", "y", "x")), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [str, LookupError, str, IntegrityError]
+    assert await table.read(keys) == ["x", "y"]
+    assert ran[-4:] == [["x"], ["bad"], ["y"], ["x"]]
+    assert await table.write_in_bulk(bulk, "lone") == "lone"
+    with pytest.raises(LookupError):
+        await table.write_in_bulk(bulk, "bad")
+    assert await table.read(keys) == ["lone", "x", "y"]
 
 
 async def test_an_error_of_a_lone_unit_undoes_it(table: Database) -> None:

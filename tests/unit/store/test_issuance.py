@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from ca_server.domain.certificates import BlockedKey, RevocationReason, RevokedEntry, StatusValue
 from ca_server.domain.enrollment import EnrollmentOutcome, Fence
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store import intents as intents_module
 from ca_server.store import issuance
 from ca_server.store.certificates import issued_for
 from ca_server.store.coordination import SqlCoordinationStore
@@ -203,7 +204,8 @@ async def test_no_event_no_change(
     if step != "reserve":
         await store.reserve(intent, CSR, [])
     before = await store.enrollment(intent.enrollment)
-    monkeypatch.setattr(issuance, "insert_events", broken)
+    for module in (intents_module, issuance):
+        monkeypatch.setattr(module, "insert_events", broken)
     steps = {
         "reserve": lambda: store.reserve(intent, CSR, [world.event()]),
         "complete": lambda: store.complete(intent.id, intent.fence, world.record(intent), [world.event()]),
@@ -218,7 +220,8 @@ async def test_events_are_given_once_and_only_for_changes(
     world: Any, store: SqlIssuanceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
-    monkeypatch.setattr(issuance, "insert_events", lambda _connection, events: given.extend(e.id for e in events))
+    for module in (intents_module, issuance):
+        monkeypatch.setattr(module, "insert_events", lambda _connection, events: given.extend(e.id for e in events))
     intent = world.intent()
     reserved, late, again = world.event(), world.event(), world.event()
     await store.reserve(intent, CSR, [reserved])

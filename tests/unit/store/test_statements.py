@@ -34,11 +34,9 @@ async def test_every_type_is_written_as_by_sqlalchemy(database: Database) -> Non
     def unit(connection: Connection) -> list[dict[str, Any]]:
         connection.execute(INSERT, ROW)
         prepared.execute(connection, ROW | {"kid": "p"})
-        prepared.execute_many(connection, [ROW | {"kid": "q"}, ROW | {"kid": "r"}])
-        prepared.execute_many(connection, [])
         return [dict(row) for row in connection.execute(select(eab_keys).order_by(eab_keys.c.kid)).mappings()]
 
-    assert await database.write(unit) == [ROW | {"kid": kid} for kid in "kpqr"]
+    assert await database.write(unit) == [ROW | {"kid": kid} for kid in "kp"]
 
 
 async def test_constants_and_repeated_parameters(database: Database) -> None:

@@ -1,6 +1,5 @@
 """Logs that tell no secret, and metrics of several processes."""
 
-import contextlib
 import io
 import json
 import logging
@@ -13,7 +12,7 @@ import pytest
 import structlog
 
 from ca_server import telemetry
-from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
+from ca_server.domain.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -124,22 +123,6 @@ def test_level_and_second_configuration(configured):
 def test_what_does_not_exist_is_refused(log_format, level):
     with pytest.raises(ConfigurationError, match="choose one of"):
         telemetry.configure_logging(log_format, level)
-
-
-@pytest.mark.parametrize(
-    ("error", "outcome"),
-    [(None, "ok"), (CaError(ErrorKind.UNAVAILABLE, "gone"), "unavailable"), (RuntimeError(), "error")],
-)
-def test_token_operations_are_counted_by_how_they_ended(error, outcome):
-    def count() -> float:
-        return telemetry.HSM_OPERATIONS.labels("test", outcome)._value.get()
-
-    before = count()
-    expectation = pytest.raises(type(error)) if error is not None else contextlib.nullcontext()
-    with expectation, telemetry.hsm_operation("test"):
-        if error is not None:
-            raise error
-    assert count() == before + 1
 
 
 def test_metrics_of_several_processes_are_summed(tmp_path):
