@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, and_, bindparam, func, select, update
 
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.acme_authorizations import (
@@ -16,7 +16,7 @@ from ca_server.store.acme_authorizations import (
 )
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
-from ca_server.store.statements import Prepared, is_one_of
+from ca_server.store.statements import Prepared, is_literally, is_one_of
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
@@ -27,8 +27,7 @@ _AUTHORIZATION = select(acme_authorizations).where(acme_authorizations.c.id == b
 _COUNT_PROCESSING = Prepared(
     select(func.count())
     .select_from(acme_challenges)
-    # Written out, so that the database sees that its partial index serves.
-    .where(acme_challenges.c.account_id == bindparam("of_account"), literal_column("status = 'processing'"))
+    .where(acme_challenges.c.account_id == bindparam("of_account"), is_literally(acme_challenges.c.status, _PROCESSING))
 )
 _BEGIN = Prepared(
     update(acme_challenges)
@@ -122,7 +121,9 @@ def claim_challenges(
     connection: Connection, lessee: Lessee, limit: int, error: bytes, *, restarted: bool
 ) -> tuple[Work, ...]:
     """Take over challenges whose lease is free, the accounts in turn; give up those that can't succeed any more."""
-    due = and_(acme_challenges.c.status == _PROCESSING, is_free(acme_challenges, lessee, restarted=restarted))
+    due = and_(
+        is_literally(acme_challenges.c.status, _PROCESSING), is_free(acme_challenges, lessee, restarted=restarted)
+    )
     turns = (
         select(
             acme_challenges.c.id,

@@ -16,7 +16,7 @@ from ca_server.store.acme_authorizations import authorizations, insert_authoriza
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
 from ca_server.store.rows import insert_rows
-from ca_server.store.statements import Prepared, is_one_of
+from ca_server.store.statements import Prepared, is_literally, is_one_of
 from ca_server.store.tables import certificates, enrollments, intents
 from protocols.acme.model import (
     Authorization,
@@ -98,7 +98,7 @@ _ACCOUNT_STATUS = Prepared(select(acme_accounts.c.status).where(acme_accounts.c.
 _IS_LIVE = Prepared(
     select(intents.c.id)
     .join(enrollments, enrollments.c.id == intents.c.enrollment_id)
-    .where(IS_ENROLLMENT, intents.c.state == "reserved")
+    .where(IS_ENROLLMENT, is_literally(intents.c.state, "reserved"))
 )
 
 
@@ -300,7 +300,7 @@ def claim_orders(
     The mark is housekeeping, off the path of any request: it keeps the index of processing orders small. What another
     process looks at just now is left to it.
     """
-    due = and_(acme_orders.c.status == _PROCESSING, is_free(acme_orders, lessee, restarted=restarted))
+    due = and_(is_literally(acme_orders.c.status, _PROCESSING), is_free(acme_orders, lessee, restarted=restarted))
     found = connection.execute(
         select(acme_orders.c.id, acme_orders.c.account_id, has_certificate(tenant).label("issued"))
         .where(due)

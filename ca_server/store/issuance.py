@@ -31,7 +31,7 @@ from ca_server.store.certificates import (
 )
 from ca_server.store.database import Database
 from ca_server.store.intents import COMPLETE, FIND_ENROLLMENT, RESERVE, Completion, Reservation
-from ca_server.store.statements import Prepared
+from ca_server.store.statements import Prepared, is_literally
 from ca_server.store.tables import (
     ca_certificates,
     certificates,
@@ -77,7 +77,7 @@ _ENROLLMENT = Prepared(
     .outerjoin(certificates, certificates.c.enrollment_id == enrollments.c.id)
     .outerjoin(issuers, issuers.c.id == certificates.c.issuer_id)
     .outerjoin(ca_certificates, IS_CHAIN)
-    .outerjoin(intents, and_(intents.c.enrollment_id == enrollments.c.id, intents.c.state == "reserved"))
+    .outerjoin(intents, and_(intents.c.enrollment_id == enrollments.c.id, is_literally(intents.c.state, "reserved")))
     .outerjoin(_intent_issuers, _intent_issuers.c.id == intents.c.issuer_id)
     .where(IS_ENROLLMENT)
 )
@@ -86,7 +86,7 @@ _LIVE_INTENTS = (
     select(_intent_issuers.c.name.label("intent_issuer"), *_INTENT_COLUMNS)
     .join_from(intents, enrollments, enrollments.c.id == intents.c.enrollment_id)
     .join(_intent_issuers, _intent_issuers.c.id == intents.c.issuer_id)
-    .where(intents.c.state == "reserved")
+    .where(is_literally(intents.c.state, "reserved"))
     .order_by(intents.c.reserved_at, intents.c.id)
 )
 _INTENTS_OF_NODE = _LIVE_INTENTS.where(

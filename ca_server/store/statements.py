@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Executable, Table, bindparam, or_
+from sqlalchemy import Column, ColumnElement, Connection, Executable, Table, bindparam, literal_column, or_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
@@ -34,6 +34,13 @@ def insert_dialect(of_dialect: sqlite.Insert | postgresql.Insert) -> str:
 def is_one_of(column: Column[Any], values: Iterable[str]) -> ColumnElement[bool]:
     """`IN` with constants, as prepared statements take it."""
     return or_(*(column == value for value in values))
+
+
+def is_literally(column: Column[Any], value: str) -> ColumnElement[bool]:
+    """Equality with a constant that is written out: the database sees that an index over a part of the rows serves."""
+    if not value.isalpha():
+        raise ValueError("a constant of letters")
+    return column == literal_column(f"'{value}'")
 
 
 class Rows:

@@ -1,0 +1,66 @@
+"""What a server does at its start and ever after costs the same with a million certificates as with none."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from cryptography import x509
+from interoplib.enrollment import Enrollment, Surroundings
+from interoplib.server import Server
+
+GROWING = frozenset(
+    {
+        "acme_accounts",
+        "acme_authorizations",
+        "acme_challenges",
+        "acme_nonces",
+        "acme_order_links",
+        "acme_orders",
+        "audit_events",
+        "audit_leaves",
+        "certificate_names",
+        "certificates",
+        "enrollments",
+        "intents",
+    }
+)
+
+
+def test_no_statement_reads_a_whole_table_that_grows(
+    ca_server_command: Path,
+    surroundings: Surroundings,
+    open_folder: Callable[[str], Path],
+    enroll: Callable[[Server], Enrollment],
+    tmp_path: Path,
+) -> None:
+    notes = open_folder("statements")
+    notes.chmod(0o777)
+    server = Server(ca_server_command, open_folder("growth"), surroundings.settings)
+    server.init()
+    server.environment = {
+        "STATEMENTS_FOLDER": str(notes),
+        "PYTHONPATH": str(Path(__file__).parent / "statements"),
+    }
+    for _ in range(2):  # the second start finds what the first left
+        server.start()
+        customer = enroll(server)
+        certificate = customer.certificate(tmp_path, "growth.test", "second.growth.test")
+        customer.client.revoke(x509.load_pem_x509_certificate(certificate.read_bytes()))
+        assert server.stop() == 0, server.log_tail()
+    statements = {line for file in notes.iterdir() for line in file.read_text().splitlines()}
+    assert len(statements) > 80, "the notes are not of the server's work"
+    whole = []
+    with closing(sqlite3.connect(server.home / "data" / "ca.db")) as database:
+        for statement in statements:
+            if statement.split()[0] not in {"SELECT", "UPDATE", "DELETE", "WITH", "INSERT"}:
+                continue
+            plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?")).fetchall()
+            whole += [(step, statement) for *_, step in plan if is_whole_table(step)]
+    assert whole == []
+
+
+def is_whole_table(step: str) -> bool:
+    """Whether a step of a plan reads a growing table from end to end; an index over a part of the rows is no whole."""
+    words = step.split()
+    return words[0] == "SCAN" and words[1] in GROWING and not words[-1].endswith("_processing")
