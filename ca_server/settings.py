@@ -76,6 +76,10 @@ class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`url` empty: SQLite in the home; postgresql://user@host/name, password by PGPASSWORD or ~/.pgpass."""
 
     url: str = ""
+    front_url: str = ""
+    """The same PostgreSQL database under the role of the fronts, who may do less; empty: as `url`."""
+    owner_url: str = ""
+    """The same under the role that owns the tables, for `init` and `db migrate` alone; empty: as `url`."""
     pool_size: Annotated[int, Meta(ge=1, le=200)] = 4
     queue_limit: Count = 10_000
 

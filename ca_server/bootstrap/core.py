@@ -14,7 +14,7 @@ import structlog
 from ca_server.bootstrap import boot, metrics
 from ca_server.bootstrap.names import listener_identifiers
 from ca_server.bootstrap.profiles import load_profiles
-from ca_server.bootstrap.stores import Stores, database_url, open_stores
+from ca_server.bootstrap.stores import Stores, open_stores, prepare_database
 from ca_server.bootstrap.token import SECRETS_LABEL, open_token
 from ca_server.bootstrap.version import SOFTWARE
 from ca_server.core.audit import AnchorMismatch, EventFactory, Sequencer, check_anchor, leaf_members
@@ -39,7 +39,6 @@ from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
 from ca_server.domain.syslog import SyslogAddress
 from ca_server.settings import Home, Settings
 from ca_server.store.anchor import FileAnchor
-from ca_server.store.migrate import migrate
 from ca_server.store.syslog import SyslogAnchor
 
 _log = structlog.get_logger()
@@ -185,7 +184,7 @@ class CoreRuntime:
             profiles = load_profiles(home, settings)
             keys = await open_token(home, settings)
             stack.push_async_callback(keys.close)
-            await migrate(database_url(home, settings))
+            await prepare_database(home, settings)
             stores = await stack.enter_async_context(open_stores(home, settings))
             fence = await boot.begin_boot(home, settings, stores)
             stack.push_async_callback(boot.end_boot, stores, fence)

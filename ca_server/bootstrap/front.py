@@ -77,7 +77,7 @@ async def front_at_work(
     the background, then the database closes.
     """
     async with AsyncExitStack() as stack:
-        stores = await stack.enter_async_context(open_stores(home, settings))
+        stores = await stack.enter_async_context(open_stores(home, settings, as_front=True))
         welcome = await _hello(core, process)
         book = ProfileBook(stores.profiles, {})
         await book.follow()

@@ -12,7 +12,7 @@ import tomlkit
 from ca_server.bootstrap.core import AnchorAcceptance, CoreRuntime
 from ca_server.bootstrap.logkey import write_log_key
 from ca_server.bootstrap.resources import shipped_configuration, shipped_softhsm
-from ca_server.bootstrap.stores import database_url
+from ca_server.bootstrap.stores import migrate_database
 from ca_server.bootstrap.token import module_path, pin_source
 from ca_server.bootstrap.users import check_reachable, create_folders, hand_over, resolve_users, write_private
 from ca_server.configuration import load_settings
@@ -20,7 +20,6 @@ from ca_server.core.issuers import IssuerPlan
 from ca_server.core.staging import staging_name
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home, Settings, default_host
-from ca_server.store.migrate import migrate
 from hsm.pin import PinSource, generate_pin
 from hsm.provision import initialize_softhsm
 
@@ -70,7 +69,7 @@ async def initialise(home: Home, choices: InitialChoices, overrides: Sequence[st
     create_folders(home, users)
     _copy_profiles(home)
     _make_token(home, settings, choices)
-    await migrate(database_url(home, settings))
+    await migrate_database(home, settings)
     hand_over(home, users)
     await _create_issuers(home, settings)
     hand_over(home, users)

@@ -24,6 +24,8 @@ from ca_server.rpc.supervisor import ChildSpec, SupervisorPlan, supervise
 from ca_server.settings import Home, Settings
 
 _CORE_SECRETS = ("CA_SERVER_PIN",)
+_DATABASE_SECRETS = ("PGPASSWORD", "PGPASSFILE")
+"""The fronts' too, where they have no role of their own."""
 
 
 def serve_home(home: Home, settings: Settings, overrides: Sequence[str]) -> int:
@@ -80,11 +82,10 @@ def _child(
 ) -> ChildSpec:
     """How to start one process. Settings go by argument and environment; no secret does, but the core's own PIN."""
     is_core = role[0] == "core"
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if is_core or key not in {*_CORE_SECRETS, settings.token.pin_environment}
-    }
+    secrets = {*_CORE_SECRETS, settings.token.pin_environment}
+    if settings.database.front_url:
+        secrets.update(_DATABASE_SECRETS)
+    environment = {key: value for key, value in os.environ.items() if is_core or key not in secrets}
     environment.update(telemetry.metrics_environment(home.metrics))
     environment[FRONT_UID] = str(users.front_uid)
     arguments = [sys.executable, "-m", "ca_server", "process", *role, "--home", str(home.path)]

@@ -14,8 +14,10 @@ from ca_server.store.eab import SqlEabStore
 from ca_server.store.inventory import SqlInventory
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
+from ca_server.store.migrate import migrate, schema_state
 from ca_server.store.profiles import SqlProfileStore
 from ca_server.store.revocation import SqlRevocationStore
+from ca_server.store.roles import Roles, grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,47 @@ def database_url(home: Home, settings: Settings) -> str:
     return settings.database.url or home.database_url
 
 
+def database_roles(settings: Settings) -> Roles | None:
+    """The roles of owner, core and fronts; None on SQLite, or where `database.url` names none."""
+    return Roles.of(settings.database.url, owner_url=settings.database.owner_url, front_url=settings.database.front_url)
+
+
+async def migrate_database(home: Home, settings: Settings) -> None:
+    """Apply the migrations that are missing, as the owner, and give core and fronts their rights. CaError."""
+    url = settings.database.owner_url or database_url(home, settings)
+    await migrate(url)
+    roles = database_roles(settings)
+    if roles is not None:
+        await grant(url, roles)
+
+
+async def prepare_database(home: Home, settings: Settings) -> None:
+    """Migrate the database, or where that is another role's, look whether it was done. ConfigurationError, CaError."""
+    if not settings.database.owner_url:
+        await migrate_database(home, settings)
+        return
+    state = await schema_state(database_url(home, settings))
+    if not state.is_current:
+        raise ConfigurationError(
+            str(home.configuration),
+            "database.url",
+            None,
+            f"the database has schema {state.current or 'none'}, wanted is {state.head}; run 'ca-server db migrate'",
+        )
+
+
 @asynccontextmanager
-async def open_stores(home: Home, settings: Settings) -> AsyncIterator[Stores]:
-    """Open the stores; close the database afterwards. ConfigurationError where the home has no database yet."""
+async def open_stores(home: Home, settings: Settings, *, as_front: bool = False) -> AsyncIterator[Stores]:
+    """Open the stores; close the database afterwards. ConfigurationError where the home has no database yet.
+
+    With `as_front` it is opened under the role of the fronts.
+    """
     if not settings.database.url and not (home.data / "ca.db").exists():
         raise ConfigurationError(
             str(home.path), "database", None, "this home is not initialised; run 'ca-server init' or scripts/run"
         )
     database = await Database.open(
-        database_url(home, settings),
+        (settings.database.front_url if as_front else "") or database_url(home, settings),
         pool_size=settings.database.pool_size,
         queue_limit=settings.database.queue_limit,
         observe=metrics.database,

@@ -2,14 +2,15 @@
 
 import ipaddress
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ca_server.configuration.wording import Mistake
 from ca_server.domain.names import InvalidNameError, dns_identifier, ip_identifier
 from ca_server.domain.syslog import SyslogAddress
 from ca_server.settings import Settings
 
-_DATABASES = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres", "postgresql+asyncpg")
+_POSTGRESQL = ("postgresql", "postgres", "postgresql+asyncpg")
+_DATABASES = ("sqlite", "sqlite+aiosqlite", *_POSTGRESQL)
 
 
 def check_consistency(settings: Settings) -> Mistake | None:
@@ -17,7 +18,18 @@ def check_consistency(settings: Settings) -> Mistake | None:
     return next(
         (
             mistake
-            for check in (_listeners, _hosts, _networks, _nameservers, _urls, _domains, _issuers, _syslog, _unsafe)
+            for check in (
+                _listeners,
+                _hosts,
+                _networks,
+                _nameservers,
+                _urls,
+                _roles,
+                _domains,
+                _issuers,
+                _syslog,
+                _unsafe,
+            )
             for mistake in check(settings)
         ),
         None,
@@ -110,6 +122,29 @@ def _urls(settings: Settings) -> Iterator[Mistake]:
     if settings.database.url and (not colon or scheme not in _DATABASES):
         # The URL itself is not shown: somebody may have put a password in it.
         yield Mistake("database.url", None, "write postgresql://user@host/name or sqlite:////path/of/file")
+
+
+def _roles(settings: Settings) -> Iterator[Mistake]:
+    """Roles of one database: each another, none with a password where the others' processes read it."""
+    database = settings.database
+    others = (("database.front_url", database.front_url), ("database.owner_url", database.owner_url))
+    if not any(url for _, url in others):
+        return
+    taken: dict[str, str] = {}
+    for key, url in (("database.url", database.url), *others):
+        if key != "database.url" and not url:
+            continue
+        if url.partition(":")[0] not in _POSTGRESQL:
+            yield Mistake(key, None, "write postgresql://role@host/name: roles are PostgreSQL's")
+            continue
+        parts = urlsplit(url)
+        if parts.password is not None or "password" in parse_qs(parts.query):
+            remedy = "put no password here, for all to read, but ?passfile=FILE behind it, a file of its reader alone"
+            yield Mistake(key, None, remedy)
+        elif not parts.username:
+            yield Mistake(key, None, "name the role: postgresql://role@host/name")
+        elif (other := taken.setdefault(parts.username, key)) != key:
+            yield Mistake(key, None, f"names the role of {other}; give it one of its own, or leave it out")
 
 
 def _is_url(url: str, schemes: tuple[str, ...]) -> bool:

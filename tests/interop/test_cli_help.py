@@ -88,6 +88,8 @@ def test_all_commands_are_there() -> None:
         "audit verify-proof",
         "audit accept-anchor",
         "config check",
+        "db roles",
+        "db migrate",
     }
 
 

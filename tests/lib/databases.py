@@ -46,10 +46,11 @@ class PostgresServer:
     """A cluster in a folder of its own, on a port of its own, which can be stopped, killed and started again.
 
     As root it runs as the user `postgres` of Debian's package: the server refuses root. `durable` syncs to disk as in
-    production; without, only a crash of the machine would lose anything, and the tests are faster.
+    production; without, only a crash of the machine would lose anything, and the tests are faster. With `passwords`
+    every role but the superuser needs its password.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, passwords: bool = False) -> None:
         self._programs = programs()
         self._durable = durable
         self._folder = Path(tempfile.mkdtemp(prefix="ca-pg-", dir="/tmp"))
@@ -62,6 +63,9 @@ class PostgresServer:
             account = pwd.getpwnam(_USER)
             os.chown(self._folder, account.pw_uid, account.pw_gid)
         self._run("initdb", "-D", self._data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
+        if passwords:
+            hosts = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            Path(self._data, "pg_hba.conf").write_text(hosts)
 
     @property
     def _data(self) -> str:

@@ -2,7 +2,7 @@
 
 from ca_server.bootstrap.checkup.files import disks, permissions, tls_certificate
 from ca_server.bootstrap.checkup.model import Check, Verdict, bad
-from ca_server.bootstrap.checkup.records import anchor, clock, crls, responders, schema
+from ca_server.bootstrap.checkup.records import anchor, clock, crls, responders, roles, schema
 from ca_server.bootstrap.checkup.services import listeners, server, token
 from ca_server.bootstrap.stores import open_stores
 from ca_server.domain.errors import CaError, ConfigurationError
@@ -21,6 +21,7 @@ async def check_up(home: Home, settings: Settings, *, minimum_free: int) -> list
     try:
         checks.append(await schema(home, settings))
         async with open_stores(home, settings) as stores:
+            checks += [check async for check in roles(settings, stores)]
             checks += [await clock(stores), await anchor(home, settings, stores)]
             checks += [check async for check in crls(stores)]
             checks += [check async for check in responders(stores)]

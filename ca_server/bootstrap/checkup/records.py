@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ca_server.bootstrap.checkup.model import Check, bad, good, warning
 from ca_server.bootstrap.logkey import read_log_keys
-from ca_server.bootstrap.stores import Stores, database_url
+from ca_server.bootstrap.stores import Stores, database_roles, database_url
 from ca_server.core.audit import check_anchor
 from ca_server.core.responders import PROFILE
 from ca_server.domain.certificates import CertificateRecord, IssuerKind
@@ -16,8 +16,10 @@ from ca_server.domain.errors import CaError, ConfigurationError
 from ca_server.settings import Home, Settings
 from ca_server.store.anchor import FileAnchor
 from ca_server.store.migrate import schema_state
+from ca_server.store.roles import excess
 
 _CLOCK_STEP = timedelta(minutes=5)
+_MOST_TOLD = 5
 
 
 async def schema(home: Home, settings: Settings) -> Check:
@@ -31,6 +33,24 @@ async def schema(home: Home, settings: Settings) -> Check:
     if not state.is_current:
         return bad("database", f"schema {state.current}, wanted {state.head}; start the server once")
     return good("database", f"schema {state.current}, answered in {took:.0f} ms")
+
+
+async def roles(settings: Settings, stores: Stores) -> AsyncIterator[Check]:
+    """On PostgreSQL core and fronts have no more rights than they need."""
+    named = database_roles(settings)
+    if named is None:
+        return
+    name, found = "database roles", []
+    if named.core == named.owner:
+        found.append(f"the core owns the tables as {named.core}")
+    if named.front == named.core:
+        found.append(f"fronts have the core's role {named.front}")
+    found += await stores.database.read(lambda connection: excess(connection, named))
+    if found:
+        remedy = "see ca-server db roles --help" if named.core in {named.owner, named.front} else "ca-server db migrate"
+        yield warning(name, f"{'; '.join(found[:_MOST_TOLD])}; {remedy}")
+    else:
+        yield good(name, f"owner {named.owner}, core {named.core}, fronts {named.front}")
 
 
 async def clock(stores: Stores) -> Check:

@@ -186,6 +186,8 @@ def test_an_unknown_key_beside_it(tmp_path: Path, key: str) -> None:
         ("dns.nameservers=[::1]:x", "dns.nameservers"),
         ("policy.extra_domains=*.corp.example", "policy.extra_domains"),
         ("database.url=mysql://db", "database.url"),
+        ("database.front_url=postgresql://front@db/ca", "database.url"),
+        ("database.owner_url=sqlite:////ca.db", "database.url"),
         ("issuers.issuing.parent=nobody", "issuers.issuing.parent"),
         ("issuers.root.parent=issuing", "issuers.root.parent"),
         ("issuers.root.parent=root", "issuers.root.parent"),
@@ -241,6 +243,31 @@ def test_the_command_line_wins_over_the_environment(tmp_path: Path) -> None:
 
 def test_a_password_in_the_url_is_not_shown() -> None:
     assert "hunter2" not in str(mistake(None, "database.url=mysql://ca:hunter2@db/ca"))
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "told"),
+    [
+        ("front_url", "postgresql://core@db/ca", "names the role of database.url"),
+        ("front_url", "postgresql:///ca", "name the role"),
+        ("front_url", "sqlite:////ca.db", "roles are PostgreSQL's"),
+        ("owner_url", "postgresql://owner:hunter2@db/ca", "put no password here"),
+        ("owner_url", "postgresql://owner@db/ca?password=hunter2", "put no password here"),
+    ],
+)
+def test_roles_that_separate_nothing(key: str, url: str, told: str) -> None:
+    error = mistake(None, "database.url=postgresql://core@db/ca", f"database.{key}={url}")
+    assert error.key == f"database.{key}"
+    assert told in error.remedy
+    assert "hunter2" not in str(error)
+
+
+def test_the_cores_password_is_not_for_fronts_to_read() -> None:
+    urls = ("database.url=postgresql://core:hunter2@db/ca", "database.front_url=postgresql://front@db/ca")
+    error = mistake(None, *urls)
+    assert error.key == "database.url"
+    assert "hunter2" not in str(error)
+    assert load_settings(None, urls[:1], {}).database.url, "one role for all may have it there"
 
 
 def test_a_pin_where_none_belongs_is_not_shown(tmp_path: Path) -> None:
