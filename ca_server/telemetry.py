@@ -1,8 +1,8 @@
 """Logs and metrics: how every process of the server writes its log, and every metric there is, in one place.
 
 Metrics are written per process and summed when they are read: `PROMETHEUS_MULTIPROC_DIR` must be in the environment
-before this module is first imported (see `metrics_environment`), and the directory must be writable by core and
-fronts alike.
+before this module is first imported (see `metrics_environment`). Core and fronts have a folder each, which the other
+can't write: the files are mapped, and who cuts a file short kills the process that has it mapped.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -25,6 +25,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
 )
 from prometheus_client import multiprocess as prometheus_multiprocess
@@ -188,6 +189,8 @@ def configure_logging(
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_mostrecent")
 _METRICS_FILE_SIZE = 1 << 18
+METRICS_OF_CORE, METRICS_OF_FRONTS = "core", "fronts"
+"""Folders in the directory of a server's metrics."""
 
 
 def _reserve_metrics_files() -> None:
@@ -199,8 +202,14 @@ def _reserve_metrics_files() -> None:
     if not directory:
         return
     for kind in _METRICS_FILES:
-        with contextlib.suppress(OSError), (Path(directory) / f"{kind}_{os.getpid()}.db").open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, _METRICS_FILE_SIZE)
+        with contextlib.suppress(OSError):
+            # Its group may read it, whatever the umask lets it do with a database.
+            path = Path(directory) / f"{kind}_{os.getpid()}.db"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+            try:
+                os.posix_fallocate(descriptor, 0, _METRICS_FILE_SIZE)
+            finally:
+                os.close(descriptor)
 
 
 _reserve_metrics_files()
@@ -306,27 +315,46 @@ CHILD_RESTARTS = Counter("ca_server_child_restarts_total", "Processes that died 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
+class _AllProcesses:
+    """Collects the metrics of core and fronts."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(file) for file in self._directory.glob("*/*.db")]
+        merged: Iterable[Metric] = prometheus_multiprocess.MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return merged
+
+
 def render_metrics() -> bytes:
     """All metrics in the Prometheus text format: of all processes where they share a directory. Reads files."""
     if MULTIPROCESS_VARIABLE not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
-    prometheus_multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_AllProcesses(Path(os.environ[MULTIPROCESS_VARIABLE]).parent))
     return generate_latest(registry)
 
 
 def prepare_metrics_directory(directory: Path) -> None:
     """Make the directory in which processes keep their metrics, or empty it of an earlier run."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in directory.glob("*.db"):
-        file.unlink(missing_ok=True)
+    # The directory itself had the files once.
+    for folder in (directory, *_metrics_folders(directory)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("*.db"):
+            file.unlink(missing_ok=True)
 
 
-def metrics_environment(directory: Path) -> dict[str, str]:
-    """What to add to a child's environment so that its metrics go to `directory`."""
-    return {MULTIPROCESS_VARIABLE: str(directory)}
+def _metrics_folders(directory: Path) -> tuple[Path, ...]:
+    return directory / METRICS_OF_CORE, directory / METRICS_OF_FRONTS
+
+
+def metrics_environment(directory: Path, of: str = METRICS_OF_CORE) -> dict[str, str]:
+    """What to add to a child's environment so that its metrics go to `directory`; `of` names its folder there."""
+    return {MULTIPROCESS_VARIABLE: str(directory / of)}
 
 
 def forget_process(directory: Path, pid: int) -> None:
     """Drop the gauges of a process that died; its counters stay, since sums must not go back."""
-    prometheus_multiprocess.mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
+    for folder in _metrics_folders(directory):
+        prometheus_multiprocess.mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

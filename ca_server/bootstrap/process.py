@@ -16,6 +16,7 @@ from ca_server import telemetry
 from ca_server.bootstrap.announcement import announcement
 from ca_server.bootstrap.core import CoreRuntime
 from ca_server.bootstrap.front import front_at_work
+from ca_server.bootstrap.hardening import keep_memory_private
 from ca_server.bootstrap.users import FRONT_UID, SHARED_UMASK
 from ca_server.rpc.admin import ADMIN_OPERATIONS
 from ca_server.rpc.children import notify_ready, watch_lifeline
@@ -45,6 +46,7 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 def run_core(home: Home, settings: Settings) -> int:
     """Be the core process until SIGTERM or the supervisor's end."""
     telemetry.configure_logging(settings.log.format, settings.log.level, process="core")
+    keep_memory_private()
     os.umask(SHARED_UMASK)
     return _run(_core(home, settings))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ca_server import telemetry
 from ca_server.bootstrap.announcement import announcement
+from ca_server.bootstrap.hardening import no_new_privileges
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.token import module_path
 from ca_server.bootstrap.users import (
@@ -24,6 +25,7 @@ from ca_server.rpc.supervisor import ChildSpec, SupervisorPlan, supervise
 from ca_server.settings import Home, Settings
 
 _CORE_SECRETS = ("CA_SERVER_PIN",)
+_METRICS_OF = {True: telemetry.METRICS_OF_CORE, False: telemetry.METRICS_OF_FRONTS}
 _DATABASE_SECRETS = ("PGPASSWORD", "PGPASSFILE")
 """The fronts' too, where they have no role of their own."""
 
@@ -31,6 +33,7 @@ _DATABASE_SECRETS = ("PGPASSWORD", "PGPASSFILE")
 def serve_home(home: Home, settings: Settings, overrides: Sequence[str]) -> int:
     """Serve until SIGTERM; returns the exit code. ConfigurationError for what can be seen before anything starts."""
     telemetry.configure_logging(settings.log.format, settings.log.level, process="supervisor")
+    no_new_privileges()
     users = resolve_users(settings.processes, str(home.configuration))
     check_reachable(home, users)
     check_interpreter(users)
@@ -86,7 +89,7 @@ def _child(
     if settings.database.front_url:
         secrets.update(_DATABASE_SECRETS)
     environment = {key: value for key, value in os.environ.items() if is_core or key not in secrets}
-    environment.update(telemetry.metrics_environment(home.metrics))
+    environment.update(telemetry.metrics_environment(home.metrics, _METRICS_OF[is_core]))
     environment[FRONT_UID] = str(users.front_uid)
     arguments = [sys.executable, "-m", "ca_server", "process", *role, "--home", str(home.path)]
     for override in overrides:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home, ProcessSettings
+from ca_server.telemetry import METRICS_OF_CORE, METRICS_OF_FRONTS
 
 SHARED_UMASK = 0o007
 FRONT_UID = "CA_SERVER_FRONT_UID"
@@ -92,8 +93,8 @@ def check_reachable(home: Home, users: Users) -> None:
 def create_folders(home: Home, users: Users) -> None:
     """Create the home's folders with the owners and modes that the separation stands on.
 
-    All lie directly in the home, which is root's: nobody else can put something in their place. What a front can
-    write (`data`, `metrics`, `tls`) holds nothing that root opens, changes or follows later.
+    All lie in folders that are root's: nobody else can put something in their place. What a front can write (`data`,
+    its own of `metrics`, `tls`) holds nothing that root opens, changes or follows later.
     """
     core_uid = users.core.uid if users.core else -1
     front_uid = users.front.uid if users.front else -1
@@ -102,10 +103,12 @@ def create_folders(home: Home, users: Users) -> None:
         (home.path, -1, -1, 0o755),
         (home.profiles, -1, -1, 0o755),
         (home.core, core_uid, gid, 0o700),
-        (home.data, core_uid, gid, 0o2770),
+        # Sticky: a front writes the core's database, but can't remove it or put another, or a link, in its place.
+        (home.data, core_uid, gid, 0o3770),
         (home.run, core_uid, gid, 0o2750),
-        # Sticky: a front can't remove the core's files.
-        (home.metrics, core_uid, gid, 0o3770),
+        (home.metrics, os.getuid(), gid, 0o750),
+        (home.metrics / METRICS_OF_CORE, core_uid, gid, 0o2750),
+        (home.metrics / METRICS_OF_FRONTS, front_uid, gid, 0o2750),
         (home.tls, front_uid, gid, 0o700),
     ):
         folder.mkdir(parents=True, exist_ok=True)

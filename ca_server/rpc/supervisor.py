@@ -1,7 +1,7 @@
 """The parent of core and fronts: starts them in order, restarts what dies, drains them in reverse order.
 
 It opens no token and no database and parses nothing of the network's. Children are spawned, never forked: nothing of
-this process's memory is in them. They lead process groups of their own, so that a terminal's interrupt reaches the
+this process's memory is in them. They lead sessions of their own, so that a terminal's interrupt reaches the
 supervisor alone, which then stops them in order.
 """
 
@@ -157,7 +157,8 @@ class _Child:
             group=spec.group,
             extra_groups=spec.extra_groups,
             umask=spec.umask,
-            process_group=0,
+            # No terminal either: what is typed there (TIOCSTI) would be root's to run.
+            start_new_session=True,
         )
 
     async def _told_ready(self, descriptor: int) -> bool:

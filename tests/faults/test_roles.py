@@ -24,6 +24,7 @@ from ca_server.bootstrap.checkup.model import Check
 from ca_server.bootstrap.checkup.records import roles
 from ca_server.bootstrap.stores import open_stores, prepare_database
 from ca_server.configuration import load_settings
+from ca_server.domain.certificates import serial_text
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home
 
@@ -127,7 +128,7 @@ def test_the_whole_server_works(separated: Separated, enroll: Callable[[Server],
     assert f"{kept}: good" in relying.ocsp(kept)
     assert f"{revoked}: revoked" in relying.ocsp(revoked)
     deadline = time.monotonic() + PATIENCE
-    serial = f"{x509.load_pem_x509_certificate(revoked.read_bytes()).serial_number:x}"
+    serial = serial_text(x509.load_pem_x509_certificate(revoked.read_bytes()).serial_number)
     while serial not in relying.crl_text(revoked).lower():
         assert time.monotonic() < deadline, "the CRL never had it"
         time.sleep(0.2)

@@ -147,7 +147,7 @@ def test_without_rights(healthy: Server) -> None:
         ("tls/listener.pem", 0o644),
         ("data", 0o2777),
         ("run", 0o2770),
-        ("metrics", 0o3777),
+        ("metrics", 0o775),
         ("ca-server.toml", 0o666),
         ("profiles", 0o777),
         ("profiles/default.toml", 0o664),

@@ -41,7 +41,7 @@ def permissions(home: Home, settings: Settings) -> Iterator[Check]:
         yield _mode(path, _GROUP_AND_OTHERS, owner=front)
     yield _mode(home.data, _OTHERS, owner=core)
     yield _mode(home.run, _OTHERS | _GROUP_WRITE, owner=core)
-    yield _mode(home.metrics, _OTHERS, owner=core)
+    yield _mode(home.metrics, _OTHERS | _GROUP_WRITE)
     for path in (home.configuration, home.profiles, *_listed(home.profiles, "*.toml"), home.log_key):
         check = _mode(path, _OTHERS_WRITE)
         # Files that anybody may read are many, and told only where something is wrong with them.

@@ -22,12 +22,16 @@ def test_modes(tmp_path: Path) -> None:
     create_folders(home, NOBODY)
     assert {path.name: oct(mode(path)) for path in sorted(home.path.iterdir())} == {
         "core": "0o700",
-        "data": "0o2770",
-        "metrics": "0o3770",
+        "data": "0o3770",
+        "metrics": "0o750",
         "profiles": "0o755",
         # Fronts find the socket there, and put nothing there themselves.
         "run": "0o2750",
         "tls": "0o700",
+    }
+    assert {path.name: oct(mode(path)) for path in sorted(home.metrics.iterdir())} == {
+        "core": "0o2750",
+        "fronts": "0o2750",
     }
 
 
@@ -74,3 +78,18 @@ def test_a_child_of_another_user_is_told_who_it_is(
     assert (spec.env["HOME"], spec.env["USER"], spec.env["LOGNAME"]) == (f"/of/{name}", name, name)
     spec = _child(role[0], role, Home(tmp_path), Settings(), (), NOBODY)
     assert spec.env["HOME"] == "/root"
+
+
+@pytest.mark.parametrize(("own_role", "told"), [(True, {"core"}), (False, {"core", "front"})])
+def test_a_front_with_a_role_of_its_own_gets_no_password_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_role: bool, told: set[str]
+) -> None:
+    from ca_server.bootstrap.serve import _child
+    from ca_server.settings import DatabaseSettings
+
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    monkeypatch.setenv("PGPASSFILE", "/secret")
+    settings = Settings(database=DatabaseSettings(front_url="postgresql://front@db/ca" if own_role else ""))
+    specs = [_child(role, (role,), Home(tmp_path), settings, (), NOBODY) for role in ("core", "front")]
+    assert {spec.name for spec in specs if "PGPASSWORD" in spec.env} == told
+    assert {spec.name for spec in specs if "PGPASSFILE" in spec.env} == told

@@ -130,21 +130,24 @@ def test_metrics_of_several_processes_are_summed(tmp_path):
     directory.mkdir()
     (directory / "counter_1.db").write_bytes(b"of an earlier run")
     telemetry.prepare_metrics_directory(directory)
-    assert list(directory.iterdir()) == []
-    environment = {**os.environ, **telemetry.metrics_environment(directory), "PYTHONPATH": str(ROOT)}
+    assert list(directory.rglob("*.db")) == []
+    environments = [
+        {**os.environ, **telemetry.metrics_environment(directory, of), "PYTHONPATH": str(ROOT)}
+        for of in (telemetry.METRICS_OF_CORE, telemetry.METRICS_OF_FRONTS)
+    ]
     add = (
         "from ca_server import telemetry as t; t.ISSUANCE.labels('acme', 'p', 'issued').inc();"
         "t.HTTP_IN_FLIGHT.labels('http').inc(); t.TOKEN_UP.set(1); import os; print(os.getpid())"
     )
     pids = [
         int(subprocess.run([sys.executable, "-c", add], env=environment, check=True, capture_output=True).stdout)
-        for _ in range(2)
+        for environment in environments
     ]
 
     def rendered() -> str:
         show = "from ca_server import telemetry as t; print(t.render_metrics().decode())"
         return subprocess.run(
-            [sys.executable, "-c", show], env=environment, check=True, capture_output=True, text=True
+            [sys.executable, "-c", show], env=environments[0], check=True, capture_output=True, text=True
         ).stdout
 
     text = rendered()
@@ -179,9 +182,13 @@ def test_metrics_files_have_no_holes(tmp_path: Path) -> None:
         "from ca_server import telemetry; telemetry.HTTP_REQUESTS.labels('l', 'f', 'GET', '200').inc();"
         "print(telemetry.render_metrics().decode())"
     )
+    telemetry.prepare_metrics_directory(tmp_path)
     environment = {**os.environ, **telemetry.metrics_environment(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, umask=0o007
+    )
     assert 'ca_server_http_requests_total{frontend="f",listener="l",method="GET",status="200"} 1.0' in done.stdout
-    files = list(tmp_path.glob("*.db"))
+    files = list((tmp_path / telemetry.METRICS_OF_CORE).glob("*.db"))
     assert files
+    assert {oct(file.stat().st_mode & 0o7777) for file in files} == {"0o640"}, "a front can't cut them short"
     assert [file.name for file in files if file.stat().st_blocks * 512 < file.stat().st_size] == []

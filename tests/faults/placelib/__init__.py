@@ -1,0 +1,1 @@
+"""Code that runs in the place of a front of a real server."""
