@@ -90,6 +90,7 @@ def test_all_commands_are_there() -> None:
         "config check",
         "db roles",
         "db migrate",
+        "systemd-unit",
     }
 
 
