@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from interoplib.commands import told
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
 from interoplib.tools import run
@@ -21,7 +22,9 @@ from placelib.place import Place
 import ca_server
 from ca_server.domain.certificates import serial_text
 
-BURGLAR, VANDAL = (Path(__file__).parent / "placelib" / f"{name}.py" for name in ("burglar", "vandal"))
+BURGLAR, VANDAL, IMPOSTOR = (
+    Path(__file__).parent / "placelib" / f"{name}.py" for name in ("burglar", "vandal", "impostor")
+)
 PIN = "8f2c-pin-of-the-burgled-8f2c"
 
 
@@ -113,6 +116,61 @@ def test_the_core_went_on(burgled: Burgled) -> None:
     assert burgled.place.pid("core") == burgled.core
     assert burgled.server.is_ready()
     burgled.server.cli("audit", "verify")
+
+
+NO_MESSAGES = {
+    "an unknown operation": "malformed",
+    "an operator's operation": "malformed",
+    "another version": "malformed",
+    "an argument of the wrong type": "malformed",
+    "a frame too large": "cut off",
+    "a frame of 4 GiB": "cut off",
+    "no msgpack": "cut off",
+    "no envelope": "cut off",
+    "nested without end": "cut off",
+    "another protocol": "cut off",
+}
+REFUSED = {
+    "a name outside policy": ("names.dns", "issuance.refused"),
+    "a wildcard without DNS": ("names.evidence", "issuance.refused"),
+    "no evidence": ("names.evidence", "issuance.refused"),
+    "evidence of another name": ("names.evidence", "issuance.refused"),
+    "old evidence": ("names.evidence", "issuance.refused"),
+    "no names": ("names.empty", "issuance.refused"),
+    "names that the CSR has not": ("csr.names", "issuance.refused"),
+    "no proof of possession": ("csr.signature", "issuance.refused"),
+    "no CSR": ("csr.der", "issuance.refused"),
+    "a weak key": ("keys.allowed", "issuance.refused"),
+    "a validity too long": ("validity.maximum", "issuance.refused"),
+    "an unknown profile": ("profile.unknown", "issuance.refused"),
+    "the core's own profile": ("profile.frontends", "issuance.refused"),
+    "an unknown pinned profile": ("profile.pinned", "issuance.refused"),
+    "a CA": ("port.front", "access.refused"),
+    "an operator's right": ("port.front", "access.refused"),
+    "another tenant": ("port.front", "access.refused"),
+    "to revoke what is another's": ("revocation.internal", "revocation.refused"),
+    "to revoke as an operator": ("port.front", "access.refused"),
+    "to revoke as the core": ("port.front", "access.refused"),
+}
+"""By what is asked: the rule that is answered, and the event with that rule on record."""
+
+
+def test_the_cores_port_refuses(burgled: Burgled) -> None:
+    """Whoever speaks in a front's place: what is no message, what no front may ask, what policy forbids."""
+    server = burgled.server
+    (responder,) = (each for each in told(server, "cert", "list") if each["profile"] == "ocsp-responder")
+    python = server.command.with_name("python")
+    said = run([python, IMPOSTOR, server.home / "run" / "core.sock", responder["serial"]], user="ca-server-front")
+    answers = json.loads(said.stdout)
+    assert answers.pop("what policy allows"), "the core goes on serving, on the connection that was there before"
+    assert answers.pop("an unknown external account key")[0] == "bad-binding"
+    assert {name: answers.pop(name) for name in NO_MESSAGES} == NO_MESSAGES
+    assert {name: rule for name, (_, rule) in answers.items()} == {name: rule for name, (rule, _) in REFUSED.items()}
+    with closing(sqlite3.connect(server.home / "data" / "ca.db")) as connection:
+        events = connection.execute("SELECT request_id, rule, type FROM audit_events WHERE outcome = 'denied'")
+        on_record = {request_id: (rule, kind) for request_id, rule, kind in events}
+    assert on_record == REFUSED | {None: ("eab", "access.refused")}
+    assert burgled.place.pid("core") == burgled.core
 
 
 def test_what_is_not_defended_where_a_plain_user_starts_it(
