@@ -55,12 +55,15 @@ async def migrate_database(home: Home, settings: Settings) -> None:
 
 
 async def prepare_database(home: Home, settings: Settings) -> None:
-    """Migrate the database, or where that is another role's, look whether it was done. ConfigurationError, CaError."""
-    if not settings.database.owner_url:
+    """Migrate the database, or where that is another role's, look whether it was done. ConfigurationError, CaError.
+
+    Rights are given again with a migration alone: that locks the log for a moment, and other nodes may be at work.
+    """
+    separated = settings.database.owner_url or settings.database.front_url
+    state = await schema_state(database_url(home, settings)) if separated else None
+    if state is None or (not state.is_current and not settings.database.owner_url):
         await migrate_database(home, settings)
-        return
-    state = await schema_state(database_url(home, settings))
-    if not state.is_current:
+    elif not state.is_current:
         raise ConfigurationError(
             str(home.configuration),
             "database.url",

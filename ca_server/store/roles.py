@@ -176,6 +176,8 @@ async def grant(url: str, roles: Roles) -> None:
         return
 
     def work(connection: Connection) -> None:
+        # Whoever waits for the log's lock makes everyone wait behind it: give up instead.
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         schema = connection.scalar(text("SELECT current_schema()"))
         for statement in grant_statements(roles, str(schema)):
             connection.exec_driver_sql(statement)

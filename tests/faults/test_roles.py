@@ -20,6 +20,7 @@ from interoplib.openssl import Relying
 from interoplib.server import Server
 from interoplib.tools import run
 
+from ca_server.bootstrap.checkup.files import permissions
 from ca_server.bootstrap.checkup.model import Check
 from ca_server.bootstrap.checkup.records import roles
 from ca_server.bootstrap.stores import open_stores, prepare_database
@@ -27,6 +28,7 @@ from ca_server.configuration import load_settings
 from ca_server.domain.certificates import serial_text
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home
+from ca_server.store.roles import Roles, creation_statements
 
 OWNER, CORE, FRONT = "ca_owner", "ca-core", "ca_front"
 """One of them is a name that SQL wants quoted."""
@@ -40,7 +42,7 @@ class Separated:
     server: Server
     postgres: PostgresServer
 
-    def query(self, role: str, *statements: str) -> list[Any]:
+    def query(self, role: str, *statements: str, database: str = "ca") -> list[Any]:
         """Run statements in a transaction that is undone; the rows of the last."""
         found: list[Any] = []
 
@@ -49,7 +51,7 @@ class Separated:
                 host="127.0.0.1",
                 port=self.postgres.port,
                 user=role,
-                database="ca",
+                database=database,
                 password=f"secret-of-{role}",
             )
             try:
@@ -64,10 +66,10 @@ class Separated:
         run_apart(ask())
         return found
 
-    def refused(self, role: str, *statements: str) -> str:
+    def refused(self, role: str, *statements: str, database: str = "ca") -> str:
         """The SQLSTATE with which the last statement is refused."""
         with pytest.raises(asyncpg.PostgresError) as error:
-            self.query(role, *statements)
+            self.query(role, *statements, database=database)
         return str(error.value.sqlstate)
 
 
@@ -286,12 +288,47 @@ def test_the_doctor_finds_rights_too_many(separated: Separated) -> None:
     assert separated.refused(FRONT, FORBIDDEN["insert a certificate"]) == DENIED
 
 
+def test_the_doctor_finds_a_password_that_others_can_read(separated: Separated) -> None:
+    server = separated.server
+    file = Path(server.environment["CA_SERVER__DATABASE__URL"].partition("passfile=")[2])
+    settings = load_settings(server.home / "ca-server.toml", (), server.environment)
+
+    def verdict() -> str:
+        (check,) = (each for each in permissions(Home(server.home), settings) if file.name in each.name)
+        return check.verdict.value
+
+    assert verdict() == "good"
+    file.chmod(0o640)
+    assert verdict() == "bad"
+    file.chmod(0o600)
+
+
 def test_the_doctor_finds_roles_that_are_one(separated: Separated) -> None:
     verdict, found = finding(separated.server, "database.front_url=")
     assert verdict == "warning"
     assert "fronts have the core's role ca-core" in found
     verdict, found = finding(separated.server, "database.owner_url=")
     assert "the core owns the tables as ca-core" in found
+
+
+def test_with_two_roles_the_core_migrates_and_the_front_is_held(separated: Separated) -> None:
+    """No owner beside the core: its start makes the schema, and gives a front's rights."""
+    postgres = separated.postgres
+    run_apart(administer(postgres.url(), "CREATE DATABASE two"))
+    made = creation_statements(Roles(CORE, CORE, FRONT), "two")
+    run_apart(administer(postgres.url("two"), *(each for each in made if not each.startswith("CREATE ROLE"))))
+    urls = {
+        key.removeprefix("CA_SERVER__DATABASE__").lower(): url.replace("/ca?", "/two?")
+        for key, url in separated.server.environment.items()
+        if key in {"CA_SERVER__DATABASE__URL", "CA_SERVER__DATABASE__FRONT_URL"}
+    }
+    settings = load_settings(None, [f"database.{key}={url}" for key, url in urls.items()], {})
+    run_apart(prepare_database(Home(Path("/nonexistent")), settings))
+    run_apart(prepare_database(Home(Path("/nonexistent")), settings))
+    separated.query(FRONT, event("order.created"), database="two")
+    assert separated.refused(FRONT, event("issuance.stored"), database="two") == DENIED
+    assert separated.refused(FRONT, "UPDATE certificates SET der = ''", database="two") == DENIED
+    separated.query(CORE, event("issuance.stored", "node1/core/0"), database="two")
 
 
 def test_the_core_does_not_migrate_for_the_owner(separated: Separated) -> None:

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
 
@@ -36,6 +37,10 @@ def permissions(home: Home, settings: Settings) -> Iterator[Check]:
         yield _mode(home.pin_file, _GROUP_AND_OTHERS, owner=core)
     if embedded:
         yield _mode(home.so_pin_file, _GROUP_AND_OTHERS, owner=core)
+    database = settings.database
+    for url, uid in ((database.url, core), (database.front_url, front), (database.owner_url, None)):
+        for path in _passfiles(url):
+            yield _mode(path, _GROUP_AND_OTHERS, owner=uid)
     yield _mode(home.tls, _GROUP_AND_OTHERS, owner=front)
     for path in _listed(home.tls, "*.pem"):
         yield _mode(path, _GROUP_AND_OTHERS, owner=front)
@@ -47,6 +52,11 @@ def permissions(home: Home, settings: Settings) -> Iterator[Check]:
         # Files that anybody may read are many, and told only where something is wrong with them.
         if check.verdict is not Verdict.GOOD:
             yield check
+
+
+def _passfiles(url: str) -> list[Path]:
+    """The files of passwords that a database's URL names."""
+    return [Path(name) for name in parse_qs(urlsplit(url).query).get("passfile", [])]
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
