@@ -63,12 +63,12 @@ def test_it_tells_what_the_server_does(unit: str) -> None:
 
 
 def test_it_is_made_for_the_home() -> None:
-    settings = Settings(processes=ProcessSettings(drain_seconds=100), audit=AuditSettings(anchor="/mnt/anchor/ca"))
+    settings = Settings(processes=ProcessSettings(drain_seconds=100), audit=AuditSettings(anchor="/srv/anchor/ca"))
     told = settings_of(systemd_unit(Home(Path("/srv/100% of ca")), settings))
     assert told["ExecStart"][0].endswith('serve --home "/srv/100%% of ca"')
-    assert told["ReadWritePaths"] == ['"/srv/100%% of ca" /mnt/anchor']
+    assert told["ReadWritePaths"] == ['"/srv/100%% of ca" /srv/anchor']
     assert int(told["TimeoutStopSec"][0]) > 200, "fronts and core, one after the other"
-    told = settings_of(systemd_unit(Home(Path("/home/ca")), Settings()))
+    told = settings_of(systemd_unit(Home(Path("/home/x")), Settings()))
     assert told["ProtectHome"] == ["read-only"], "yes would hide it"
     with pytest.raises(ConfigurationError):
         systemd_unit(Home(Path('/srv/a"b')), Settings())
