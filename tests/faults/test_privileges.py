@@ -64,8 +64,11 @@ def burgled(
     place = Place(server, open_folder("place"))
     server.init()
     server.start()
-    yield burgle(server, place)
-    assert server.stop() == 0, server.log_tail()
+    try:
+        yield burgle(server, place)
+        assert server.stop() == 0, server.log_tail()
+    finally:
+        server.kill()
 
 
 def test_it_was_a_fronts_place(burgled: Burgled) -> None:
