@@ -62,13 +62,18 @@ class ListenerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tls: bool = False
     serves: tuple[FrontEnd, ...]
     max_body: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 262_144
-    max_connections: Count = 10_000
+    max_connections: Count = 8_000
+    """Of one front; beyond it those that have waited longest are closed, of the address that has most of them."""
+    max_connections_per_address: Count = 1_000
     max_concurrent_requests: Count = 1_000
+    """Of one front; an address may have half of them."""
     max_bodies_per_address: Count = 100
     """Requests of one address whose body is still coming."""
     header_seconds: Seconds = 10
     body_seconds: Seconds = 10
     request_seconds: Seconds = 60
+    write_seconds: Seconds = 30
+    """For a client to take the next 64 KiB of an answer."""
     keepalive_seconds: Seconds = 60
 
 

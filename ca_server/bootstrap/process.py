@@ -14,6 +14,7 @@ import uvloop
 from ca_server import telemetry
 from ca_server.bootstrap.announcement import announcement
 from ca_server.bootstrap.core import CoreRuntime
+from ca_server.bootstrap.descriptors import raise_limit
 from ca_server.bootstrap.front import front_at_work
 from ca_server.bootstrap.users import FRONT_UID, SHARED_UMASK
 from ca_server.rpc.admin import ADMIN_OPERATIONS
@@ -49,6 +50,7 @@ def run_front(home: Home, settings: Settings, index: int) -> int:
 def run_single(home: Home, settings: Settings) -> int:
     """Be core and front in one process, over the same port in-process."""
     telemetry.configure_logging(settings.log.format, settings.log.level, process="single")
+    raise_limit()
     os.umask(SHARED_UMASK)
     return _run(_single(home, settings))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ca_server import telemetry
 from ca_server.bootstrap.announcement import announcement
+from ca_server.bootstrap.descriptors import raise_limit
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.token import module_path
 from ca_server.bootstrap.users import (
@@ -29,6 +30,7 @@ _CORE_SECRETS = ("CA_SERVER_PIN",)
 def serve_home(home: Home, settings: Settings, overrides: Sequence[str]) -> int:
     """Serve until SIGTERM; returns the exit code. ConfigurationError for what can be seen before anything starts."""
     telemetry.configure_logging(settings.log.format, settings.log.level, process="supervisor")
+    raise_limit()
     users = resolve_users(settings.processes, str(home.configuration))
     check_reachable(home, users)
     check_interpreter(users)

@@ -22,7 +22,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from ca_server import telemetry
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.web.crowd import origin
 from ca_server.web.options import WebOptions, address_in
+from ca_server.web.pieces import in_pieces
+from ca_server.web.throttle import LogThrottle
 
 _log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -58,7 +61,17 @@ class ListenerState:
     in_flight: int = 0
     draining: bool = False
     bodies: Counts[str] = field(default_factory=Counts)
-    """Requests whose body is still coming, by address."""
+    """Requests whose body is still coming, by peer."""
+    answering: Counts[str] = field(default_factory=Counts)
+    """Requests being answered, by peer."""
+    throttle: LogThrottle = field(default_factory=LogThrottle)
+
+    def refused(self, reason: str, event: str, **fields: object) -> None:
+        """Count what a limit refused or cut off; log it as far as the log is not filled by it."""
+        telemetry.HTTP_REFUSED.labels(self.name, reason).inc()
+        told = self.throttle.admit(reason)
+        if told is not None:
+            _log.info(event, listener=self.name, reason=reason, **fields, **told)
 
 
 STATE = web.AppKey("listener_state", ListenerState)
@@ -256,16 +269,18 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
     own = _own(request)
     max_body = options.max_body if own is None or own.max_body is None else min(own.max_body, options.max_body)
     if request.content_length is not None and request.content_length > max_body:
-        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
-        return refuse(request, 413, f"at most {max_body} octets", close=True)
+        return _too_large(request, state, max_body)
     if request.can_read_body:
         refused = await _take_body(request, state)
         if refused is not None:
             return refused
-    if state.in_flight >= options.max_concurrent:
+    peer = origin(request.remote)
+    full = state.answering[peer] >= options.max_concurrent_per_address and not _is_proxy(request, options)
+    if full or state.in_flight >= options.max_concurrent:
         return _busy(request, state)
     state.in_flight += 1
     state.in_flight_gauge.inc()
+    state.answering[peer] += 1
     limited = asyncio.timeout(options.request_seconds)
     try:
         async with limited:
@@ -273,16 +288,28 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
     except TimeoutError:
         if not limited.expired():
             raise
-        telemetry.HTTP_REFUSED.labels(state.name, "time").inc()
-        _log.error("request took too long", seconds=options.request_seconds)
+        state.refused("time", "request took too long", seconds=options.request_seconds)
         return refuse(request, 503, "took too long", retry_after=options.retry_after)
     finally:
         state.in_flight -= 1
         state.in_flight_gauge.dec()
+        _one_less(state.answering, peer)
+
+
+def _one_less(counts: Counts[str], peer: str) -> None:
+    counts[peer] -= 1
+    if not counts[peer]:
+        del counts[peer]
+
+
+def _too_large(request: web.Request, state: ListenerState, max_body: int) -> web.Response:
+    state.refused("body", "body too large", remote=request.remote)
+    # What else it sends is not read.
+    return refuse(request, 413, f"at most {max_body} octets", close=True)
 
 
 def _busy(request: web.Request, state: ListenerState, *, close: bool = False) -> web.Response:
-    telemetry.HTTP_REFUSED.labels(state.name, "busy").inc()
+    state.refused("busy", "too many requests at once", remote=request.remote)
     return refuse(request, 503, "the server is busy", retry_after=state.options.retry_after, close=close)
 
 
@@ -291,7 +318,7 @@ async def _take_body(request: web.Request, state: ListenerState) -> web.Response
     options = state.options
     if request.content.is_eof():
         return await _read_body(request, state)
-    source = request.remote or ""
+    source = origin(request.remote)
     full = state.bodies[source] >= options.max_bodies_per_address and not _is_proxy(request, options)
     if full or state.bodies.total() >= options.max_concurrent:
         return _busy(request, state, close=True)
@@ -299,9 +326,7 @@ async def _take_body(request: web.Request, state: ListenerState) -> web.Response
     try:
         return await _read_body(request, state)
     finally:
-        state.bodies[source] -= 1
-        if not state.bodies[source]:
-            del state.bodies[source]
+        _one_less(state.bodies, source)
 
 
 async def _read_body(request: web.Request, state: ListenerState) -> web.Response | None:
@@ -310,21 +335,19 @@ async def _read_body(request: web.Request, state: ListenerState) -> web.Response
         async with asyncio.timeout(options.body_seconds):
             await request.read()
     except TimeoutError:
-        telemetry.HTTP_REFUSED.labels(state.name, "time").inc()
+        state.refused("time", "body too slow", remote=request.remote)
         return refuse(request, 408, "the request's body took too long", close=True)
     except web.HTTPRequestEntityTooLarge:
-        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
-        # What else it sends is not read.
-        return refuse(request, 413, f"at most {options.max_body} octets", close=True)
+        return _too_large(request, state, options.max_body)
     except (web.RequestPayloadError, HttpProcessingError, ClientError) as error:
-        telemetry.HTTP_REFUSED.labels(state.name, "malformed").inc()
-        _log.info("request's body refused", reason=type(error).__name__)
+        state.refused("malformed", "body could not be read", what=type(error).__name__, remote=request.remote)
         return refuse(request, 400, "the request's body could not be read", close=True)
     return None
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Put on what every answer carries. The server's version is nobody's business."""
+    """Put on what every answer carries, and let no large one be queued whole. The version is nobody's business."""
+    in_pieces(response)
     headers = response.headers
     headers[hdrs.SERVER] = SERVER
     rid = request_id(request)
