@@ -170,6 +170,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     redirect_ports: tuple[Port, ...] = (80, 443)
     max_identifiers: Annotated[int, Meta(ge=1, le=1000)] = 100
     max_open_orders: Count = 300
+    max_open_names: Count = 3_000
+    """Names, and so authorizations, of one account's unfinished orders together."""
     unsafe_skip_validation: bool = False
     """Challenges are valid without a look. Refused but in staging homes; logged and on record at every start."""
     retention: Seconds = 86_400 * 30

@@ -179,6 +179,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         retention=timedelta(seconds=acme.retention),
         max_identifiers=acme.max_identifiers,
         max_open_orders=acme.max_open_orders,
+        max_open_names=acme.max_open_names,
         # The core has looked at the issuers' certificates; this process has the setting alone.
         unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,
     )

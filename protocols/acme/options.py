@@ -32,6 +32,8 @@ class AcmeOptions:
     max_identifiers: int = 100
     max_contacts: int = 10
     max_open_orders: int = 300
+    max_open_names: int = 3000
+    """Names, and so authorizations, of one account's unfinished orders together."""
     max_jws: int = 131_072
     unsafe_skip_validation: bool = False
     """Challenges are valid at once, without a look: for staging CAs alone."""
