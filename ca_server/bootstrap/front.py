@@ -13,6 +13,7 @@ import structlog
 
 from ca_server.bootstrap import metrics
 from ca_server.bootstrap.descriptors import affordable_connections
+from ca_server.bootstrap.memory import give_back_memory
 from ca_server.bootstrap.names import listener_identifiers
 from ca_server.bootstrap.stores import Stores, open_stores
 from ca_server.bootstrap.version import SOFTWARE
@@ -100,6 +101,7 @@ async def front_at_work(
             stack.push_async_callback(runner.close)
         front = FrontRuntime(book)
         await _in_background(stack, front.follow_profiles(), "profiles")
+        await _in_background(stack, give_back_memory(), "memory")
         yield front
 
 

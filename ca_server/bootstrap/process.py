@@ -16,6 +16,7 @@ from ca_server.bootstrap.announcement import announcement
 from ca_server.bootstrap.core import CoreRuntime
 from ca_server.bootstrap.descriptors import raise_limit
 from ca_server.bootstrap.front import front_at_work
+from ca_server.bootstrap.memory import give_back_large_blocks
 from ca_server.bootstrap.users import FRONT_UID, SHARED_UMASK
 from ca_server.rpc.admin import ADMIN_OPERATIONS
 from ca_server.rpc.children import notify_ready, watch_lifeline
@@ -29,6 +30,7 @@ _log = structlog.get_logger()
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
+    give_back_large_blocks()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 

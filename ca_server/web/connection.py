@@ -4,7 +4,8 @@ import asyncio
 import ssl
 from typing import Any, Protocol
 
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 
 from ca_server.web.middleware import SERVER, ListenerState, plain_response
@@ -12,6 +13,9 @@ from ca_server.web.options import WebOptions
 
 _WRITE_BUFFER = 64 * 1024
 """Octets of an answer that wait in this process for a client to take them, before its sender waits too."""
+_MAX_LINES = 4096
+"""Ends of lines in one body, or in what comes at once: two of each chunk, and chunks are what a body costs."""
+_LINE_END = b"\r\n"
 
 
 class Watcher(Protocol):
@@ -34,7 +38,7 @@ class GuardedConnection(web.RequestHandler):
     part of a request is there; headers have a stricter limit here, from their first octet on.
     """
 
-    __slots__ = ("_header_timer", "_made", "_partial", "_state", "_watcher", "_write_timer")
+    __slots__ = ("_header_timer", "_lines", "_made", "_partial", "_payload", "_state", "_watcher", "_write_timer")
 
     def __init__(
         self,
@@ -60,6 +64,9 @@ class GuardedConnection(web.RequestHandler):
         self._state = state
         self._watcher = watcher
         self._made = False
+        self._lines = 0
+        self._payload: StreamReader | None = None
+        """Of the last request that came."""
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._partial = False
@@ -98,15 +105,24 @@ class GuardedConnection(web.RequestHandler):
         for timer in (self._header_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
+        # Where an answer is out and its request's body was still coming, the task would wait on for the rest.
+        task = None if self._request_in_progress else self._task_handler
         super().connection_lost(exc)
+        if task is not None:
+            task.cancel()
+        self._payload = None
         self._watcher.on_closed(self)
 
     def data_received(self, data: bytes) -> None:
+        if data and not self._count_lines(data):
+            self._cut("lines")
+            return
         before = self._request_count
         waited = self._waits
         super().data_received(data)
         if self._request_count != before:
             self._partial = False
+            self._take_note()
             if self._header_timer is not None:
                 self._header_timer.cancel()
                 self._header_timer = None
@@ -114,6 +130,23 @@ class GuardedConnection(web.RequestHandler):
         elif data and waited:
             self._partial = True
             self._start_header_timer()
+
+    def _take_note(self) -> None:
+        """Keep the newest request's payload; what is no HTTP within a body ends that, which the parser does not."""
+        if not self._messages:
+            return
+        message, payload = self._messages[-1]
+        if not isinstance(message, RawRequestMessage) and self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(web.RequestPayloadError("no HTTP within the body"))
+            self._lingering_time = 0.0  # there is no rest of it to be read
+        self._payload = payload
+
+    def _count_lines(self, data: bytes) -> bool:
+        """Whether what came is cheap enough to be parsed."""
+        if self._payload is None or self._payload.is_eof():
+            self._lines = 0
+        self._lines += data.count(_LINE_END)
+        return self._lines <= _MAX_LINES
 
     def log_access(self, *_args: Any) -> None:
         """Called when an answer is out; the line in the log is the middleware's."""
@@ -153,6 +186,9 @@ class GuardedConnection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what could not be parsed: a line in the log, not a stack; what came is not repeated."""
         del message
+        if isinstance(exc, ConnectionError):
+            # The client is gone: there is nobody to answer, and nothing to look into.
+            raise exc
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer is out")
         if isinstance(exc, LineTooLong):

@@ -15,6 +15,10 @@ from ca_server.web.middleware import STATE
 from ca_server.web.options import WebOptions
 
 _ACCEPT_BATCH = 64
+_RECEIVE_BUFFER = 32 * 1024
+"""Octets that the kernel keeps of one client (twice as many, by its own count): one turn of the event loop for one
+client is no longer than it takes to parse them, and thousands of clients can't fill the kernel's memory."""
+_SEND_BUFFER = 128 * 1024
 _FRESH_GRACE = 1.0
 """Seconds that a connection without a request yet is given for one when the listener drains."""
 _LAST_GRACE = 0.5
@@ -66,6 +70,9 @@ class ListenerRunner:
         await self._runner.setup()
         for each in self._sockets:
             each.setblocking(False)
+            # What is accepted has these too.
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._resume()
 
     # --- Coming -------------------------------------------------------------------------------------------------
@@ -160,7 +167,8 @@ class ListenerRunner:
             if connection.made:
                 connection.evict()
                 return
-            self._state.refused("handshake", "handshake failed", why=describe_handshake_error(error))
+            if not isinstance(error, asyncio.CancelledError):
+                self._state.refused("handshake", "handshake failed", why=describe_handshake_error(error))
             accepted.close()
             self.on_closed(connection)
 

@@ -33,6 +33,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REQUEST_ID_HEADER = "X-Request-Id"
 SERVER = "ca-server"
 REQUEST_ID = web.RequestKey("request_id", str)
+UNTOLD = web.RequestKey("untold", bool)
+"""Set where a limit refused the request, and so many before it that no line of the log tells of it."""
 FRONT_END = web.RequestKey("front_end", str)
 """Set by a handler that serves a front-end other than its module's."""
 
@@ -66,12 +68,13 @@ class ListenerState:
     """Requests being answered, by peer."""
     throttle: LogThrottle = field(default_factory=LogThrottle)
 
-    def refused(self, reason: str, event: str, **fields: object) -> None:
-        """Count what a limit refused or cut off; log it as far as the log is not filled by it."""
+    def refused(self, reason: str, event: str, **fields: object) -> bool:
+        """Count what a limit refused or cut off; log it, true, as far as the log is not filled by it."""
         telemetry.HTTP_REFUSED.labels(self.name, reason).inc()
         told = self.throttle.admit(reason)
         if told is not None:
             _log.info(event, listener=self.name, reason=reason, **fields, **told)
+        return told is not None
 
 
 STATE = web.AppKey("listener_state", ListenerState)
@@ -238,18 +241,19 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         method = request.method if request.method in _METHODS else "other"
         _request_counter(state.name, served_by, method, status).inc()
         _request_histogram(state.name, served_by).observe(elapsed)
-        _log.info(
-            "request",
-            listener=state.name,
-            frontend=served_by,
-            method=request.method[:16],
-            # Without the query, which may have more than is good for a log.
-            path=request.rel_url.raw_path[:_MAX_LOGGED_PATH],
-            status=status,
-            duration_ms=round(elapsed * 1000, 2),
-            bytes=size,
-            remote=request.remote,
-        )
+        if UNTOLD not in request:
+            _log.info(
+                "request",
+                listener=state.name,
+                frontend=served_by,
+                method=request.method[:16],
+                # Without the query, which may have more than is good for a log.
+                path=request.rel_url.raw_path[:_MAX_LOGGED_PATH],
+                status=status,
+                duration_ms=round(elapsed * 1000, 2),
+                bytes=size,
+                remote=request.remote,
+            )
 
 
 def _size(response: web.StreamResponse) -> int:
@@ -269,7 +273,7 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
     own = _own(request)
     max_body = options.max_body if own is None or own.max_body is None else min(own.max_body, options.max_body)
     if request.content_length is not None and request.content_length > max_body:
-        return _too_large(request, state, max_body)
+        return _too_large(request, max_body)
     if request.can_read_body:
         refused = await _take_body(request, state)
         if refused is not None:
@@ -288,12 +292,17 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
     except TimeoutError:
         if not limited.expired():
             raise
-        state.refused("time", "request took too long", seconds=options.request_seconds)
+        _refused(request, "time", "request took too long", seconds=options.request_seconds)
         return refuse(request, 503, "took too long", retry_after=options.retry_after)
     finally:
         state.in_flight -= 1
         state.in_flight_gauge.dec()
         _one_less(state.answering, peer)
+
+
+def _refused(request: web.Request, reason: str, event: str, **fields: object) -> None:
+    if not request.app[STATE].refused(reason, event, remote=request.remote, **fields):
+        request[UNTOLD] = True
 
 
 def _one_less(counts: Counts[str], peer: str) -> None:
@@ -302,14 +311,14 @@ def _one_less(counts: Counts[str], peer: str) -> None:
         del counts[peer]
 
 
-def _too_large(request: web.Request, state: ListenerState, max_body: int) -> web.Response:
-    state.refused("body", "body too large", remote=request.remote)
+def _too_large(request: web.Request, max_body: int) -> web.Response:
+    _refused(request, "body", "body too large")
     # What else it sends is not read.
     return refuse(request, 413, f"at most {max_body} octets", close=True)
 
 
 def _busy(request: web.Request, state: ListenerState, *, close: bool = False) -> web.Response:
-    state.refused("busy", "too many requests at once", remote=request.remote)
+    _refused(request, "busy", "too many requests at once")
     return refuse(request, 503, "the server is busy", retry_after=state.options.retry_after, close=close)
 
 
@@ -335,12 +344,12 @@ async def _read_body(request: web.Request, state: ListenerState) -> web.Response
         async with asyncio.timeout(options.body_seconds):
             await request.read()
     except TimeoutError:
-        state.refused("time", "body too slow", remote=request.remote)
+        _refused(request, "time", "body too slow")
         return refuse(request, 408, "the request's body took too long", close=True)
     except web.HTTPRequestEntityTooLarge:
-        return _too_large(request, state, options.max_body)
+        return _too_large(request, options.max_body)
     except (web.RequestPayloadError, HttpProcessingError, ClientError) as error:
-        state.refused("malformed", "body could not be read", what=type(error).__name__, remote=request.remote)
+        _refused(request, "malformed", "body could not be read", what=type(error).__name__)
         return refuse(request, 400, "the request's body could not be read", close=True)
     return None
 
