@@ -17,8 +17,10 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 128 * 1024
 _INTERVAL = 10.0
+_LONGEST = 60.0
+"""Seconds between two looks; longer where the last one gave nothing back, since all of it was in use."""
 _WORTH_IT = 32 * 1024 * 1024
-"""Octets by which a process must have grown for a look at what it might give back."""
+"""Octets by which a process must be above the least that it ever had."""
 
 
 def _c_library() -> Any:
@@ -36,20 +38,23 @@ def give_back_large_blocks() -> None:
 
 
 async def give_back_memory() -> None:
-    """Give free memory back where the process has grown since the last time; until cancelled (glibc alone)."""
+    """Give free memory back where the process has grown; until cancelled (glibc alone)."""
     try:
         trim = _c_library().malloc_trim
     except (OSError, AttributeError):
         return
-    least = resident()
+    least, wait = resident(), _INTERVAL
     while True:
-        await asyncio.sleep(_INTERVAL)
+        await asyncio.sleep(wait)
         before = resident()
-        if before - least >= _WORTH_IT:
-            await asyncio.to_thread(trim, 0)
-            least = resident()
-            _log.debug("memory given back", before=before, after=least)
-        least = min(least, before)
+        if before - least < _WORTH_IT:
+            least, wait = min(least, before), _INTERVAL
+            continue
+        await asyncio.to_thread(trim, 0)
+        after = resident()
+        wait = _INTERVAL if before - after >= _WORTH_IT else min(wait * 2, _LONGEST)
+        least = min(least, after)
+        _log.debug("memory given back", before=before, after=after)
 
 
 def resident() -> int:

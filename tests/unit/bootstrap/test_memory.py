@@ -44,7 +44,7 @@ async def run_over(monkeypatch, sizes) -> None:
     [
         pytest.param([100, 110, 120, 131, 100], 0, id="little"),
         pytest.param([100, 140, 100, 110, 132, 105], 2, id="twice"),
-        pytest.param([100, 500, 480, 490, 500], 1, id="what is in use stays"),
+        pytest.param([100, 500, 500, 500, 500, 500, 105], 3, id="until it is free"),
         pytest.param([100, 50, 90, 60], 1, id="less before"),
     ],
 )
@@ -64,3 +64,20 @@ def test_resident():
     block = bytearray(b"x" * (64 * 2**20))
     assert memory.resident() - before > 48 * 2**20
     del block
+
+
+async def test_looks_become_rare_where_all_is_in_use(trims, monkeypatch):
+    waits = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 6:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(memory.asyncio, "sleep", sleep)
+    monkeypatch.setattr(memory, "_INTERVAL", 10.0)
+    sizes = iter([100] + [500] * 10)
+    monkeypatch.setattr(memory, "resident", lambda: next(sizes) * 2**20)
+    with pytest.raises(asyncio.CancelledError):
+        await memory.give_back_memory()
+    assert waits == [10.0, 20.0, 40.0, 60.0, 60.0, 60.0]
