@@ -1,7 +1,9 @@
 """What a peer may use up has an end: octets, headers, time, connections; and a drain that loses nobody."""
 
 import asyncio
+import socket
 import ssl
+import struct
 
 import pytest
 import structlog
@@ -278,6 +280,28 @@ class TestNumber:
             await until(lambda: [each for each in logs if each["event"] == "request"])
         assert {each["log_level"] for each in logs} == {"info"}
         assert not [each for each in logs if "exc_info" in each]
+
+    async def test_a_client_that_resets_in_its_body(self, site, caplog):
+        served = await site({"/": echo})
+        client = await served.connect()
+        await client.send(SLOW)
+        await until(lambda: served.state.bodies)
+        raw = client.writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.writer.transport.abort()
+        await until(lambda: served.runner.connection_count == 0 and not served.state.bodies)
+        assert caplog.records == [], "no stack of what is no fault of ours"
+
+    async def test_refusals_fill_no_log(self, site):
+        served = await site({"/": echo}, max_body=100)
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(30):
+                client = await served.connect()
+                await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+                assert (await client.response())[0] == 413
+            assert (await (await served.connect()).get("/"))[0] == 200
+        assert [each["status"] for each in logs if each["event"] == "request"] == [413] * 5 + [200]
+        assert len([each for each in logs if each.get("reason") == "body"]) == 5
 
     async def test_a_body_that_is_no_http(self, site):
         """aiohttp's parser gives up without a word."""
