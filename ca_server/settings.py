@@ -62,13 +62,18 @@ class ListenerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tls: bool = False
     serves: tuple[FrontEnd, ...]
     max_body: Annotated[int, Meta(ge=1024, le=16 * 1024 * 1024)] = 262_144
-    max_connections: Count = 10_000
+    max_connections: Count = 8_000
+    """Of one front; beyond it those that have waited longest are closed, of the address that has most of them."""
+    max_connections_per_address: Count = 1_000
     max_concurrent_requests: Count = 1_000
+    """Of one front; an address may have half of them."""
     max_bodies_per_address: Count = 100
     """Requests of one address whose body is still coming."""
     header_seconds: Seconds = 10
     body_seconds: Seconds = 10
     request_seconds: Seconds = 60
+    write_seconds: Seconds = 30
+    """For a client to take the next 64 KiB of an answer."""
     keepalive_seconds: Seconds = 60
 
 
@@ -169,6 +174,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     redirect_ports: tuple[Port, ...] = (80, 443)
     max_identifiers: Annotated[int, Meta(ge=1, le=1000)] = 100
     max_open_orders: Count = 300
+    max_open_names: Count = 3_000
+    """Names, and so authorizations, of one account's unfinished orders together."""
     unsafe_skip_validation: bool = False
     """Challenges are valid without a look. Refused but in staging homes; logged and on record at every start."""
     retention: Seconds = 86_400 * 30

@@ -239,7 +239,8 @@ HTTP_IN_FLIGHT = Gauge(
 HTTP_CONNECTIONS = Gauge("ca_server_http_connections", "Open connections.", ["listener"], multiprocess_mode="livesum")
 HTTP_REFUSED = Counter(
     "ca_server_http_refused_total",
-    "Connections and requests cut off by a limit: malformed, slow_headers, slow_client, handshake, busy, body, time.",
+    "Connections and requests cut off by a limit: malformed, slow_headers, slow_client, handshake, busy, body, "
+    "lines (too many chunks), time, evicted (closed for another), address (too many of one), full, descriptors.",
     ["listener", "reason"],
 )
 HSM_OPERATIONS = Counter("ca_server_hsm_operations_total", "Token operations.", ["operation", "outcome"])

@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 
 from ca_server.bootstrap import metrics
+from ca_server.bootstrap.descriptors import affordable_connections
+from ca_server.bootstrap.memory import give_back_memory
 from ca_server.bootstrap.names import listener_identifiers
 from ca_server.bootstrap.stores import Stores, open_stores
 from ca_server.bootstrap.version import SOFTWARE
@@ -90,14 +92,16 @@ async def front_at_work(
         )
         registrars = await _front_ends(settings, core, stores, book, events, welcome, stack)
         tls = await _tls(home, settings, core, stack)
+        connections = affordable_connections(settings)
         for name, listener in settings.listeners.items():
-            options = _web_options(settings, listener)
+            options = _web_options(settings, listener, connections[name])
             application = create_application(name, options, [registrars[each] for each in listener.serves])
             context = tls.context if listener.tls and tls is not None else None
             runner = await serve_listener(application, sockets[name], context, options)
             stack.push_async_callback(runner.close)
         front = FrontRuntime(book)
         await _in_background(stack, front.follow_profiles(), "profiles")
+        await _in_background(stack, give_back_memory(), "memory")
         yield front
 
 
@@ -177,20 +181,24 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         retention=timedelta(seconds=acme.retention),
         max_identifiers=acme.max_identifiers,
         max_open_orders=acme.max_open_orders,
+        max_open_names=acme.max_open_names,
         # The core has looked at the issuers' certificates; this process has the setting alone.
         unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,
     )
 
 
-def _web_options(settings: Settings, listener: ListenerSettings) -> WebOptions:
+def _web_options(settings: Settings, listener: ListenerSettings, connections: int) -> WebOptions:
     return WebOptions(
         max_body=listener.max_body,
         header_seconds=listener.header_seconds,
         body_seconds=listener.body_seconds,
         request_seconds=listener.request_seconds,
+        write_seconds=listener.write_seconds,
         keepalive_seconds=listener.keepalive_seconds,
         max_concurrent=listener.max_concurrent_requests,
-        max_connections=listener.max_connections,
+        max_concurrent_per_address=max(1, listener.max_concurrent_requests // 2),
+        max_connections=connections,
+        max_connections_per_address=listener.max_connections_per_address,
         max_bodies_per_address=listener.max_bodies_per_address,
         drain_seconds=settings.processes.drain_seconds,
     )

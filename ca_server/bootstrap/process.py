@@ -15,8 +15,10 @@ import uvloop
 from ca_server import telemetry
 from ca_server.bootstrap.announcement import announcement
 from ca_server.bootstrap.core import CoreRuntime
+from ca_server.bootstrap.descriptors import raise_limit
 from ca_server.bootstrap.front import front_at_work
 from ca_server.bootstrap.hardening import keep_memory_private
+from ca_server.bootstrap.memory import give_back_large_blocks
 from ca_server.bootstrap.users import FRONT_UID, SHARED_UMASK
 from ca_server.rpc.admin import ADMIN_OPERATIONS
 from ca_server.rpc.children import notify_ready, watch_lifeline
@@ -39,6 +41,7 @@ def _settle_heap() -> None:
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
+    give_back_large_blocks()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
@@ -61,6 +64,7 @@ def run_front(home: Home, settings: Settings, index: int) -> int:
 def run_single(home: Home, settings: Settings) -> int:
     """Be core and front in one process, over the same port in-process."""
     telemetry.configure_logging(settings.log.format, settings.log.level, process="single")
+    raise_limit()
     os.umask(SHARED_UMASK)
     return _run(_single(home, settings))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ca_server import telemetry
 from ca_server.bootstrap.announcement import announcement
+from ca_server.bootstrap.descriptors import raise_limit
 from ca_server.bootstrap.hardening import no_new_privileges
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.token import module_path
@@ -34,6 +35,7 @@ def serve_home(home: Home, settings: Settings, overrides: Sequence[str]) -> int:
     """Serve until SIGTERM; returns the exit code. ConfigurationError for what can be seen before anything starts."""
     telemetry.configure_logging(settings.log.format, settings.log.level, process="supervisor")
     no_new_privileges()
+    raise_limit()
     users = resolve_users(settings.processes, str(home.configuration))
     check_reachable(home, users)
     check_interpreter(users)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca_server.core import der
 from ca_server.core.der import DerError, PublicKey
+from ca_server.core.keycheck import MAX_EXPONENT_BITS
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
 from ca_server.domain.names import (
@@ -162,6 +163,9 @@ def _public_key(request: x509.CertificateSigningRequest) -> PublicKey:
         raise CaError(ErrorKind.BAD_PUBLIC_KEY, "keys are EC, RSA or Ed25519", rule="keys.type")
     if isinstance(public_key, rsa.RSAPublicKey) and public_key.key_size > MAX_RSA_BITS:
         raise CaError(ErrorKind.BAD_PUBLIC_KEY, f"RSA keys have at most {MAX_RSA_BITS} bits", rule="keys.size")
+    if isinstance(public_key, rsa.RSAPublicKey) and public_key.public_numbers().e.bit_length() > MAX_EXPONENT_BITS:
+        # Refused before the signature: to verify one with an exponent as long as the modulus costs ten milliseconds.
+        raise CaError(ErrorKind.BAD_PUBLIC_KEY, "the RSA exponent is below 2^256", rule="keys.exponent")
     return public_key
 
 

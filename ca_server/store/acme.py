@@ -53,7 +53,7 @@ from ca_server.store.database import Database
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import ChallengeWork, Lessee, NonceUse, OrderWork, Work
+from protocols.acme.ports import ChallengeWork, Lessee, NonceUse, OpenBounds, OrderWork, Work
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -175,12 +175,12 @@ class SqlAcmeStore:
         self,
         order: Order,
         candidates: Sequence[Authorization],
-        max_open: int,
+        bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, max_open),
+            lambda connection: insert_order(connection, order, candidates, bounds),
             account_id=order.account_id,
             events=events,
             nonce=nonce,

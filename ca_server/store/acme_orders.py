@@ -26,13 +26,15 @@ from protocols.acme.model import (
     OrderStatus,
     sources_of,
 )
-from protocols.acme.ports import Lessee, OrderWork, Work
+from protocols.acme.ports import Lessee, OpenBounds, OrderWork, Work
 
 _LINKS = acme_order_links
 _PROCESSING = OrderStatus.PROCESSING.value
 _LEAST_REMAINING = timedelta(minutes=5)
 """An authorization that expires sooner is not reused: its order would leave a client no time."""
 _MARKED_AT_ONCE = 1_000
+_RETRY_AFTER = 300
+"""Seconds until an account with too much unfinished should ask again."""
 
 _COUNT_OPEN = Prepared(
     select(func.count())
@@ -41,6 +43,16 @@ _COUNT_OPEN = Prepared(
         acme_orders.c.account_id == bindparam("of_account"),
         # Written out, so that the database sees that its partial index serves.
         literal_column("status IN ('pending', 'ready')"),
+        acme_orders.c.expires_at > bindparam("now"),
+    )
+)
+_COUNT_NAMES = Prepared(
+    select(func.count())
+    .select_from(acme_orders)
+    .join(_LINKS, _LINKS.c.order_id == acme_orders.c.id)
+    .where(
+        acme_orders.c.account_id == bindparam("of_account"),
+        literal_column("acme_orders.status IN ('pending', 'ready')"),
         acme_orders.c.expires_at > bindparam("now"),
     )
 )
@@ -110,20 +122,14 @@ def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) ->
 # --- New orders ---------------------------------------------------------------------------------------------------
 
 
-def insert_order(connection: Connection, order: Order, candidates: Sequence[Authorization], max_open: int) -> Order:
-    """Create an order, with valid authorizations of the account reused. RATE_LIMITED at `max_open`.
+def insert_order(
+    connection: Connection, order: Order, candidates: Sequence[Authorization], bounds: OpenBounds
+) -> Order:
+    """Create an order, with valid authorizations of the account reused. RATE_LIMITED beyond the bounds.
 
     The number of statements does not grow with the number of names.
     """
-    parameters = {"of_account": order.account_id, "now": order.created_at}
-    open_orders = _COUNT_OPEN.execute(connection, parameters).one()[0]
-    if open_orders >= max_open:
-        raise CaError(
-            ErrorKind.RATE_LIMITED,
-            f"the account has {open_orders} unfinished orders; finish them, or wait until they expire",
-            rule="acme.max_open_orders",
-            retry_after=300,
-        )
+    _check_bounds(connection, order, len(candidates), bounds)
     standing = reusable(connection, candidates, order.created_at + _LEAST_REMAINING)
     chosen: list[str] = []
     made: list[Authorization] = []
@@ -153,6 +159,27 @@ def insert_order(connection: Connection, order: Order, candidates: Sequence[Auth
         ],
     )
     return created
+
+
+def _check_bounds(connection: Connection, order: Order, names: int, bounds: OpenBounds) -> None:
+    parameters = {"of_account": order.account_id, "now": order.created_at}
+    open_orders = _COUNT_OPEN.execute(connection, parameters).one()[0]
+    if open_orders >= bounds.orders:
+        raise CaError(
+            ErrorKind.RATE_LIMITED,
+            f"the account has {open_orders} unfinished orders; finish them, or wait until they expire",
+            rule="acme.max_open_orders",
+            retry_after=_RETRY_AFTER,
+        )
+    # One order alone is bounded by its own number of names.
+    open_names = _COUNT_NAMES.execute(connection, parameters).one()[0] if open_orders else 0
+    if open_names and open_names + names > bounds.names:
+        raise CaError(
+            ErrorKind.RATE_LIMITED,
+            f"the account's unfinished orders have {open_names} names; finish them, or wait until they expire",
+            rule="acme.max_open_names",
+            retry_after=_RETRY_AFTER,
+        )
 
 
 def _order_values(order: Order) -> dict[str, Any]:

@@ -22,7 +22,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from ca_server import telemetry
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.web.crowd import origin
 from ca_server.web.options import WebOptions, address_in
+from ca_server.web.pieces import in_pieces
+from ca_server.web.throttle import LogThrottle
 
 _log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -30,6 +33,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REQUEST_ID_HEADER = "X-Request-Id"
 SERVER = "ca-server"
 REQUEST_ID = web.RequestKey("request_id", str)
+UNTOLD = web.RequestKey("untold", bool)
+"""Set where a limit refused the request, and so many before it that no line of the log tells of it."""
 FRONT_END = web.RequestKey("front_end", str)
 """Set by a handler that serves a front-end other than its module's."""
 
@@ -58,7 +63,18 @@ class ListenerState:
     in_flight: int = 0
     draining: bool = False
     bodies: Counts[str] = field(default_factory=Counts)
-    """Requests whose body is still coming, by address."""
+    """Requests whose body is still coming, by peer."""
+    answering: Counts[str] = field(default_factory=Counts)
+    """Requests being answered, by peer."""
+    throttle: LogThrottle = field(default_factory=LogThrottle)
+
+    def refused(self, reason: str, event: str, **fields: object) -> bool:
+        """Count what a limit refused or cut off; log it, true, as far as the log is not filled by it."""
+        telemetry.HTTP_REFUSED.labels(self.name, reason).inc()
+        told = self.throttle.admit(reason)
+        if told is not None:
+            _log.info(event, listener=self.name, reason=reason, **fields, **told)
+        return told is not None
 
 
 STATE = web.AppKey("listener_state", ListenerState)
@@ -225,18 +241,19 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         method = request.method if request.method in _METHODS else "other"
         _request_counter(state.name, served_by, method, status).inc()
         _request_histogram(state.name, served_by).observe(elapsed)
-        _log.info(
-            "request",
-            listener=state.name,
-            frontend=served_by,
-            method=request.method[:16],
-            # Without the query, which may have more than is good for a log.
-            path=request.rel_url.raw_path[:_MAX_LOGGED_PATH],
-            status=status,
-            duration_ms=round(elapsed * 1000, 2),
-            bytes=size,
-            remote=request.remote,
-        )
+        if UNTOLD not in request:
+            _log.info(
+                "request",
+                listener=state.name,
+                frontend=served_by,
+                method=request.method[:16],
+                # Without the query, which may have more than is good for a log.
+                path=request.rel_url.raw_path[:_MAX_LOGGED_PATH],
+                status=status,
+                duration_ms=round(elapsed * 1000, 2),
+                bytes=size,
+                remote=request.remote,
+            )
 
 
 def _size(response: web.StreamResponse) -> int:
@@ -256,16 +273,18 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
     own = _own(request)
     max_body = options.max_body if own is None or own.max_body is None else min(own.max_body, options.max_body)
     if request.content_length is not None and request.content_length > max_body:
-        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
-        return refuse(request, 413, f"at most {max_body} octets", close=True)
+        return _too_large(request, max_body)
     if request.can_read_body:
         refused = await _take_body(request, state)
         if refused is not None:
             return refused
-    if state.in_flight >= options.max_concurrent:
+    peer = origin(request.remote)
+    full = state.answering[peer] >= options.max_concurrent_per_address and not _is_proxy(request, options)
+    if full or state.in_flight >= options.max_concurrent:
         return _busy(request, state)
     state.in_flight += 1
     state.in_flight_gauge.inc()
+    state.answering[peer] += 1
     limited = asyncio.timeout(options.request_seconds)
     try:
         async with limited:
@@ -273,16 +292,33 @@ async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
     except TimeoutError:
         if not limited.expired():
             raise
-        telemetry.HTTP_REFUSED.labels(state.name, "time").inc()
-        _log.error("request took too long", seconds=options.request_seconds)
+        _refused(request, "time", "request took too long", seconds=options.request_seconds)
         return refuse(request, 503, "took too long", retry_after=options.retry_after)
     finally:
         state.in_flight -= 1
         state.in_flight_gauge.dec()
+        _one_less(state.answering, peer)
+
+
+def _refused(request: web.Request, reason: str, event: str, **fields: object) -> None:
+    if not request.app[STATE].refused(reason, event, remote=request.remote, **fields):
+        request[UNTOLD] = True
+
+
+def _one_less(counts: Counts[str], peer: str) -> None:
+    counts[peer] -= 1
+    if not counts[peer]:
+        del counts[peer]
+
+
+def _too_large(request: web.Request, max_body: int) -> web.Response:
+    _refused(request, "body", "body too large")
+    # What else it sends is not read.
+    return refuse(request, 413, f"at most {max_body} octets", close=True)
 
 
 def _busy(request: web.Request, state: ListenerState, *, close: bool = False) -> web.Response:
-    telemetry.HTTP_REFUSED.labels(state.name, "busy").inc()
+    _refused(request, "busy", "too many requests at once")
     return refuse(request, 503, "the server is busy", retry_after=state.options.retry_after, close=close)
 
 
@@ -291,7 +327,7 @@ async def _take_body(request: web.Request, state: ListenerState) -> web.Response
     options = state.options
     if request.content.is_eof():
         return await _read_body(request, state)
-    source = request.remote or ""
+    source = origin(request.remote)
     full = state.bodies[source] >= options.max_bodies_per_address and not _is_proxy(request, options)
     if full or state.bodies.total() >= options.max_concurrent:
         return _busy(request, state, close=True)
@@ -299,9 +335,7 @@ async def _take_body(request: web.Request, state: ListenerState) -> web.Response
     try:
         return await _read_body(request, state)
     finally:
-        state.bodies[source] -= 1
-        if not state.bodies[source]:
-            del state.bodies[source]
+        _one_less(state.bodies, source)
 
 
 async def _read_body(request: web.Request, state: ListenerState) -> web.Response | None:
@@ -310,21 +344,19 @@ async def _read_body(request: web.Request, state: ListenerState) -> web.Response
         async with asyncio.timeout(options.body_seconds):
             await request.read()
     except TimeoutError:
-        telemetry.HTTP_REFUSED.labels(state.name, "time").inc()
+        _refused(request, "time", "body too slow")
         return refuse(request, 408, "the request's body took too long", close=True)
     except web.HTTPRequestEntityTooLarge:
-        telemetry.HTTP_REFUSED.labels(state.name, "body").inc()
-        # What else it sends is not read.
-        return refuse(request, 413, f"at most {options.max_body} octets", close=True)
+        return _too_large(request, options.max_body)
     except (web.RequestPayloadError, HttpProcessingError, ClientError) as error:
-        telemetry.HTTP_REFUSED.labels(state.name, "malformed").inc()
-        _log.info("request's body refused", reason=type(error).__name__)
+        _refused(request, "malformed", "body could not be read", what=type(error).__name__)
         return refuse(request, 400, "the request's body could not be read", close=True)
     return None
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Put on what every answer carries. The server's version is nobody's business."""
+    """Put on what every answer carries, and let no large one be queued whole. The version is nobody's business."""
+    in_pieces(response)
     headers = response.headers
     headers[hdrs.SERVER] = SERVER
     rid = request_id(request)

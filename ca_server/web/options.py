@@ -32,8 +32,12 @@ class WebOptions:
     """Requests being answered, and again so many whose body is still coming; beyond it 503."""
     max_bodies_per_address: int = 100
     """Requests of one address whose body is still coming; beyond it 503."""
+    max_concurrent_per_address: int = 256
+    """Requests of one address being answered; beyond it 503."""
     max_connections: int = 4096
-    """Open connections; beyond it nobody is accepted until one closes."""
+    """Open connections; beyond it those go that have waited longest, of the address with the most that wait."""
+    max_connections_per_address: int = 1000
+    """Open connections of one address; beyond it that goes which has waited longest, or else nobody more comes in."""
     drain_seconds: float = 30.0
     """To finish what was begun at shutdown."""
     retry_after: int = 2

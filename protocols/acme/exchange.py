@@ -14,6 +14,7 @@ from ca_server.domain.audit import AuditEvent, EventType, Outcome
 from ca_server.domain.enrollment import Protocol, Requester
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
 from ca_server.web.middleware import request_id
+from ca_server.web.throttle import LogThrottle
 from protocols.acme.jwk import Jwk, JwsError, account_key
 from protocols.acme.jws import Jws, parse_jws, verify_jws
 from protocols.acme.nonces import BadNonceError, NonceBook
@@ -26,6 +27,8 @@ from protocols.acme.urls import Urls
 _log = structlog.get_logger(__name__)
 
 JOSE = "application/jose+json"
+_LOGGED_REFUSALS = 20
+"""Of one type of problem, in ten seconds: what is wrong with a client, but no more of a flood of them."""
 _RECORDED = frozenset({ErrorType.UNAUTHORIZED, ErrorType.BAD_SIGNATURE_ALGORITHM, ErrorType.BAD_PUBLIC_KEY})
 _Refusal = JwsError | CaError | ProblemError | BadNonceError
 
@@ -108,6 +111,7 @@ class Doorkeeper:
         self._urls = urls
         self._events = events
         self._refusals = refusals
+        self._throttle = LogThrottle(lines=_LOGGED_REFUSALS)
 
     async def open(self, request: web.Request, profile: str, *, by_key: bool = False) -> Exchange:
         """Check a POST: media type, JWS, url, nonce, key or account, signature.
@@ -156,7 +160,15 @@ class Doorkeeper:
         if isinstance(error, CaError) and error.kind in RETRYABLE_KINDS:
             return
         problem = problem_of(error)
-        _log.info("acme request refused", problem=problem.type.value, detail=problem.detail, remote=request.remote)
+        told = self._throttle.admit(problem.type)
+        if told is not None:
+            _log.info(
+                "acme request refused",
+                problem=problem.type.value,
+                detail=problem.detail,
+                remote=request.remote,
+                **told,
+            )
         if nonce is None or problem.type not in _RECORDED:
             self._refusals.count(problem.type, request.remote)
             return

@@ -5,6 +5,9 @@ from datetime import timedelta
 
 from protocols.acme.validation import ValidationPolicy
 
+MAX_JWS = 131_072
+"""Octets of a request's body."""
+
 
 @dataclass(frozen=True, slots=True)
 class AcmeOptions:
@@ -32,6 +35,8 @@ class AcmeOptions:
     max_identifiers: int = 100
     max_contacts: int = 10
     max_open_orders: int = 300
-    max_jws: int = 131_072
+    max_open_names: int = 3000
+    """Names, and so authorizations, of one account's unfinished orders together."""
+    max_jws: int = MAX_JWS
     unsafe_skip_validation: bool = False
     """Challenges are valid at once, without a look: for staging CAs alone."""

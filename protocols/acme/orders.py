@@ -30,7 +30,7 @@ from protocols.acme.model import (
 )
 from protocols.acme.objects import Finalize, NewOrder, decode_payload
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore, ProfileSource
+from protocols.acme.ports import AcmeStore, OpenBounds, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError
 from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
@@ -95,9 +95,8 @@ class Orders:
             profile=profile.name,
             names=tuple(str(name) for name in names),
         )
-        created = await self._store.create_order(
-            order, candidates, self._options.max_open_orders, [event], exchange.nonce
-        )
+        bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names)
+        created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
         exchange.nonce_used()
         return created
 

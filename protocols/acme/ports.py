@@ -80,6 +80,14 @@ class Lessee:
         return self.holder.rpartition("/")[0] + "/"
 
 
+@dataclass(frozen=True, slots=True)
+class OpenBounds:
+    """How many unfinished orders an account may have, and how many names they may have together."""
+
+    orders: int
+    names: int
+
+
 class AcmeStore(Protocol):
     """Accounts, orders, authorizations, challenges and nonces."""
 
@@ -122,14 +130,14 @@ class AcmeStore(Protocol):
         self,
         order: Order,
         candidates: Sequence[Authorization],
-        max_open: int,
+        bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Order:
         """Create an order. For each candidate a valid authorization of the account is reused, or it is created.
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
-        where the account has `max_open` unfinished ones.
+        where the account's unfinished ones are at the bounds.
         """
 
     async def order(self, order_id: str) -> Order | None:

@@ -22,7 +22,7 @@ from protocols.acme.jwk import JwsError
 from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import ContactError, PayloadError
-from protocols.acme.options import AcmeOptions
+from protocols.acme.options import MAX_JWS, AcmeOptions
 from protocols.acme.orders import Orders, pem_chain
 from protocols.acme.ports import AcmeStore, NonceReplayedError, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError, internal_problem, problem_of
@@ -153,7 +153,7 @@ class AcmeFrontEnd:
 
     def register(self, application: web.Application) -> None:
         """Add the routes; entry points come with and without a profile."""
-        render_refusals(application, "/acme/", self._refusal)
+        render_refusals(application, "/acme/", self._refusal, max_body=MAX_JWS)
         add = application.router.add_route
         for prefix in ("/acme", "/acme/{profile:[a-z0-9][a-z0-9-]{0,62}}"):
             add("GET", f"{prefix}/directory", self._guarded(self._directory))

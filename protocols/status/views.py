@@ -1,5 +1,6 @@
 """HTTP views of the status front-end. OCSP goes to the core; CRLs and CA certificates come from the database."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,7 +30,8 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class StatusFrontEnd:
     """OCSP responder, CRL distribution points and caIssuers.
 
-    `_crls` and `_keys` have what was read last, so that status goes on while the database is away.
+    `_crls` and `_keys` have what was read last, so that status goes on while the database is away; `_reading` what is
+    being read.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class StatusFrontEnd:
         self._issuers = issuers
         self._clock = clock
         self._crls: dict[IssuerPath, tuple[float, Crl]] = {}
+        self._reading: dict[IssuerPath, asyncio.Task[Crl | None]] = {}
         self._keys: dict[tuple[str, int | None], IssuerKey] = {}
 
     def register(self, application: web.Application) -> None:
@@ -123,10 +126,18 @@ class StatusFrontEnd:
         return response
 
     async def _latest(self, path: IssuerPath) -> Crl | None:
-        now = time.monotonic()
+        """The newest CRL; read once for all who ask at the same time, and kept once for all who are given it."""
         known = self._crls.get(path)
-        if known is not None and now - known[0] < FRESH_SECONDS:
+        if known is not None and time.monotonic() - known[0] < FRESH_SECONDS:
             return known[1]
+        reading = self._reading.get(path)
+        if reading is None:
+            reading = self._reading[path] = asyncio.create_task(self._read(path, known))
+            reading.add_done_callback(lambda _task: self._reading.pop(path, None))
+        return await asyncio.shield(reading)
+
+    async def _read(self, path: IssuerPath, known: tuple[float, Crl] | None) -> Crl | None:
+        now = time.monotonic()
         try:
             key = await self._key(path.issuer, path.generation)
             crl = None if key is None else await self._revocation.latest_crl(path.issuer, key.id, path.partition)
@@ -136,6 +147,8 @@ class StatusFrontEnd:
             _log.warning("crl served from memory", issuer=path.issuer, error=error.detail)
             return known[1]
         if crl is not None:
+            if known is not None and known[1] == crl:
+                crl = known[1]
             self._crls[path] = (now, crl)
         return crl
 

@@ -3,7 +3,7 @@
 from ca_server.bootstrap.checkup.files import disks, permissions, tls_certificate
 from ca_server.bootstrap.checkup.model import Check, Verdict, bad
 from ca_server.bootstrap.checkup.records import anchor, clock, crls, responders, roles, schema
-from ca_server.bootstrap.checkup.services import listeners, server, token
+from ca_server.bootstrap.checkup.services import descriptors, listeners, server, token
 from ca_server.bootstrap.stores import open_stores
 from ca_server.domain.errors import CaError, ConfigurationError
 from ca_server.settings import Home, Settings
@@ -17,6 +17,7 @@ async def check_up(home: Home, settings: Settings, *, minimum_free: int) -> list
     checks = [*permissions(home, settings), *disks(home, settings, minimum_free), running]
     if running.verdict is Verdict.GOOD:
         checks += listeners(settings)
+    checks.append(descriptors(home, settings))
     checks += tls_certificate(home, settings)
     try:
         checks.append(await schema(home, settings))

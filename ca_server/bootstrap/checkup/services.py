@@ -2,11 +2,15 @@
 
 import ipaddress
 import os
+import resource
 import socket
+import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from ca_server.bootstrap.checkup.model import Check, bad, good, warning
 from ca_server.bootstrap.checkup.records import valid_responders
+from ca_server.bootstrap.descriptors import needed
 from ca_server.bootstrap.operator import is_running
 from ca_server.bootstrap.stores import Stores
 from ca_server.bootstrap.token import LOG_LABEL, open_token
@@ -18,6 +22,8 @@ from ca_server.rpc.admin import RpcAdminPort
 from ca_server.settings import Home, Settings
 
 _CONNECT_SECONDS = 3.0
+_CREDENTIALS = struct.Struct("3i")
+"""Process, user and group of SO_PEERCRED."""
 
 
 async def server(home: Home) -> Check:
@@ -53,6 +59,36 @@ def listeners(settings: Settings) -> Iterator[Check]:
             yield bad(f"listener {name}", f"nobody accepts connections at {place}: {error.strerror or error}")
         else:
             yield good(f"listener {name}", f"accepts connections at {place}")
+
+
+def descriptors(home: Home, settings: Settings) -> Check:
+    """A front may open as many files as it may have connections, and some more."""
+    name, wanted = "open files", needed(settings)
+    limit = _running_limit(home)
+    whose = "the running server"
+    if limit is None:
+        limit, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[1], "a server started from here"
+    if limit == resource.RLIM_INFINITY:
+        return good(name, f"unlimited for {whose}")
+    found = f"{whose} may open {limit}, the listeners' max_connections need {wanted}"
+    if limit >= wanted:
+        return good(name, found)
+    return warning(name, f"{found}; raise LimitNOFILE= or ulimit -Hn, or lower max_connections")
+
+
+def _running_limit(home: Home) -> int | None:
+    """The soft limit of the running core, which is that of the fronts; None where it does not run or can't be seen."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_CONNECT_SECONDS)
+            probe.connect(str(home.admin_socket))
+            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid = _CREDENTIALS.unpack(credentials)[0]
+        lines = Path(f"/proc/{pid}/limits").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    words = next((line.split() for line in lines if line.startswith("Max open files")), [])
+    return int(words[3]) if len(words) > 3 and words[3].isdigit() else None  # noqa: PLR2004 - "Max open files SOFT HARD"
 
 
 async def token(home: Home, settings: Settings, stores: Stores) -> list[Check]:

@@ -1,10 +1,12 @@
 """Servers under measurement: each is started, waited for, and ended with all that it made."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -125,6 +127,12 @@ class CaServer:
         """Process ids of core and fronts by role."""
         assert self.process is not None
         return {role: pid for pid in tree(self.process.pid) if (role := role_of(pid)).startswith(("core", "front"))}
+
+    def pad_crl(self, size: int) -> None:
+        """Serve so many octets of nothing as the issuing CA's CRL, until it is signed again."""
+        with contextlib.closing(sqlite3.connect(self.home / "data" / "ca.db", timeout=30)) as database, database:
+            keys = "SELECT k.id FROM issuer_keys k JOIN issuers i ON i.id = k.issuer_id WHERE i.name = 'issuing'"
+            database.execute(f"UPDATE crls SET der = zeroblob(?) WHERE issuer_key_id IN ({keys})", (size,))
 
     def database_size(self) -> int:
         """Octets of the database."""

@@ -343,6 +343,22 @@ async def test_too_many_open_orders(world):
     assert 0 < int(answer.headers["Retry-After"]) < 600
 
 
+async def test_too_many_names_in_open_orders(world):
+    await world.serve(replace(world.options, max_open_names=5))
+    client, other = await world.client(), await world.client()
+    assert (await client.order("a.test", "b.test", "c.test", "d.test")).status == 201
+    answer = await client.order("a.test", "e.test")
+    assert (answer.status, answer.problem, answer.json["rule"]) == (429, "rateLimited", "acme.max_open_names")
+    assert 0 < int(answer.headers["Retry-After"]) < 600
+    last = await client.order("a.test")
+    assert last.status == 201
+    assert (await client.order("a.test")).problem == "rateLimited"
+    assert (await other.order("a.test", "b.test", "c.test", "d.test")).status == 201
+    for url in last.json["authorizations"]:
+        await client.post(url, {"status": "deactivated"})
+    assert (await client.order("a.test")).status == 201, "what is finished counts no more"
+
+
 async def test_orders_expire(world, csr):
     world.resolve("a.test")
     await world.serve(replace(world.options, order_lifetime=timedelta(seconds=1)))

@@ -1,5 +1,6 @@
 """CRLs and CA certificates over HTTP (RFC 5280 sections 4.2.1.13 and 4.2.2.1, RFC 2585): CRL fact 5."""
 
+import asyncio
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -160,6 +161,20 @@ async def test_a_list_past_its_next_update_is_not_served(world: Any) -> None:
     assert int(answer.headers["Retry-After"]) > 0
     await world.publisher.refresh_due()
     assert (await world.send("GET", CRL)).status == 200
+
+
+async def test_read_once_for_all_who_ask_at_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    latest, reads = world.stores.latest_crl, []
+
+    async def counted(*arguments: Any) -> Any:
+        reads.append(arguments)
+        await asyncio.sleep(0.05)
+        return await latest(*arguments)
+
+    monkeypatch.setattr(world.stores, "latest_crl", counted)
+    answers = await asyncio.gather(*(world.send("GET", CRL) for _ in range(20)))
+    assert {answer.body for answer in answers} == {(await world.latest()).der}
+    assert len(reads) - 1 == 1, "one of them is this test's own"
 
 
 async def test_a_new_list_is_served(world: Any) -> None:

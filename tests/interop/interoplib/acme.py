@@ -151,7 +151,7 @@ class AcmeClient:
     def _send(self, request: urllib.request.Request) -> Answer:
         try:
             with urllib.request.urlopen(request, timeout=30, context=self._tls) as response:
-                headers = {name.lower(): value for name, value in response.headers.items()}
+                headers = {name.lower(): ", ".join(response.headers.get_all(name)) for name in response.headers}
                 return Answer(response.status, headers, response.read())
         except urllib.error.HTTPError as error:
             with error:

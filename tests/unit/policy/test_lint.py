@@ -95,7 +95,7 @@ def test_a_builder_that_adds_or_forgets(plan, profile, change, finding):
 
 PLANNED_OTHERWISE = {
     "serial": (lambda p: replace(p, serial=p.serial ^ 1), "serial"),
-    "key": (lambda p: replace(p, spki_der=p.spki_der[:-1] + b"\x00"), "public_key"),
+    "key": (lambda p: replace(p, spki_der=p.spki_der[:-1] + bytes((p.spki_der[-1] ^ 1,))), "public_key"),
     "not before": (lambda p: replace(p, not_before=p.not_before + timedelta(seconds=1)), "validity"),
     "not after": (lambda p: replace(p, not_after=p.not_after + timedelta(seconds=1)), "validity"),
     "subject": (lambda p: replace(p, subject=name(COMMON_NAME="b.test")), "subject"),

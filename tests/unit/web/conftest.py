@@ -59,9 +59,11 @@ class Site:
     state: ListenerState
     clients: list[Client] = field(default_factory=list)
 
-    async def connect(self, context: ssl.SSLContext | None = None) -> Client:
+    async def connect(self, context: ssl.SSLContext | None = None, source: str = "127.0.0.1") -> Client:
         hostname = "localhost" if context is not None else None
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context, server_hostname=hostname)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, ssl=context, server_hostname=hostname, local_addr=(source, 0)
+        )
         client = Client(reader, writer)
         self.clients.append(client)
         return client
