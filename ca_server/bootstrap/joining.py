@@ -160,7 +160,7 @@ async def _take_part(home: Home, settings: Settings) -> None:
                 )
             await core.settle_in()
     except CaError as error:
-        if error.kind not in {ErrorKind.NOT_FOUND, ErrorKind.CONFLICT}:
+        if error.kind not in {ErrorKind.NOT_FOUND, ErrorKind.CONFLICT, ErrorKind.MALFORMED}:
             raise
         raise ConfigurationError(
             "token", "label", settings.token.label, f"is not the token of this CA: {error.detail}"

@@ -67,7 +67,7 @@ def init(
 
     - `ca-server init --external-host ca.corp.example --allow-domain corp.example`
     - `ca-server init --home /var/lib/ca-server --pin-file /run/secrets/pin`
-    - `ca-server init --home /var/lib/ca-server --join /root/node1-home --node node2`
+    - `ca-server init --home /var/lib/ca-server --join /var/lib/node1 --node node2`
     """
     place = home_at(home)
     if if_missing and is_initialised(place):

@@ -63,10 +63,12 @@ class Server:
         argv = [self.command, "init", *self.options, "--external-host", EXTERNAL_HOST, *options]
         run(argv, env=self.environment)
 
-    def start(self, *launcher: str | Path) -> None:
-        """Start and wait until it is ready; the launcher is `ca-server serve` unless another is given."""
+    def join(self, home: Path, node: str) -> None:
+        """Make the home of another node of the CA whose home is given."""
+        run([self.command, "init", *self.options, "--join", home, "--node", node], env=self.environment)
+
+    def _launch(self, *launcher: str | Path) -> subprocess.Popen[bytes]:
         argv = [str(part) for part in launcher or (self.command, "serve")]
-        begun = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*argv, *self.options],
@@ -76,9 +78,33 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+        return self.process
+
+    def start_read_only(self) -> dict[str, Any]:
+        """Start a server that will not become ready; what it says at /readyz."""
+        process = self._launch()
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.http_url}/readyz", timeout=5) as answer:
+                    pytest.fail(f"it is ready: {answer.read()!r}")
+            except urllib.error.HTTPError as error:
+                with error:
+                    told = dict(json.loads(error.read()))
+                if error.code == 503 and "read-only" in str(told["problems"]):
+                    return told
+            except OSError:
+                pass
+            time.sleep(0.1)
+        pytest.fail(f"it did not come up read-only\n{self.log_tail()}")
+
+    def start(self, *launcher: str | Path) -> None:
+        """Start and wait until it is ready; the launcher is `ca-server serve` unless another is given."""
+        begun = time.monotonic()
+        process = self._launch(*launcher)
         while not self.is_ready():
-            if self.process.poll() is not None:
-                pytest.fail(f"the server ended with {self.process.returncode}\n{self.log_tail()}")
+            if process.poll() is not None:
+                pytest.fail(f"the server ended with {process.returncode}\n{self.log_tail()}")
             if time.monotonic() - begun > START_SECONDS:
                 log_tail = self.log_tail()
                 self.kill()

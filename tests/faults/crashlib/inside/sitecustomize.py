@@ -6,7 +6,8 @@ where CRASH_FOLDER is set:
 - each signature is written to `signatures` in that folder before it is asked for and after it was made, by whoever
   calls the token's module, so that the count is independent of all that the server writes about itself;
 - `armed` in that folder says "STEP NTH ID": the process that passes the step for the nth time takes the file away and
-  kills itself with SIGKILL, there. Nothing is cleaned up, flushed or answered.
+  kills itself with SIGKILL, there. Nothing is cleaned up, flushed or answered;
+- `held` in that folder names steps: what comes to one stays there for as long as the file names it.
 """
 
 import functools
@@ -46,12 +47,25 @@ def reach(step: str) -> None:
     time.sleep(60)
 
 
+async def stay(step: str) -> None:
+    """Stay at a step that is held."""
+    import asyncio
+
+    held = os.path.join(_FOLDER, "held")  # noqa: PTH118
+    while os.path.exists(held):  # noqa: ASYNC240, PTH110
+        with open(held) as file:  # noqa: ASYNC230, PTH123
+            if step not in file.read().split():
+                return
+        await asyncio.sleep(0.05)
+
+
 def _around(owner: Any, method: str, before: str, after: str) -> None:
     original: Callable[..., Awaitable[Any]] = getattr(owner, method)
 
     @functools.wraps(original)
     async def wrapped(*arguments: Any, **named: Any) -> Any:
         reach(before)
+        await stay(before)
         result = await original(*arguments, **named)
         reach(after)
         return result
@@ -108,6 +122,7 @@ def _watch_the_token() -> None:
         reach("sign.before")
         signature = await ask(self, key, data)
         reach("sign.after")
+        await stay("sign.after")
         return signature
 
     _label.value = "-"
@@ -121,7 +136,7 @@ def _in_core() -> None:
 
     from ca_server.core.issuance import Issuance
     from ca_server.rpc import server
-    from ca_server.store import issuance
+    from ca_server.store import issuance, revocation
 
     _watch_the_token()
     _around(issuance.SqlIssuanceStore, "reserve", "reserve.before", "reserve.after")
@@ -129,6 +144,7 @@ def _in_core() -> None:
     _around(issuance.SqlIssuanceStore, "complete", "store.before", "store.after")
     _after(issuance, "_complete", "store.uncommitted")
     _around(Issuance, "issue", "pipeline.before", "answer.before")
+    _around(revocation.SqlRevocationStore, "publish_crl", "list.before", "list.after")
     handle = server._Connection._handle
 
     async def handled(self: Any, operation: Any, *arguments: Any) -> None:
