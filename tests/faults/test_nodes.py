@@ -5,7 +5,6 @@ The tests stand in one order: what the last ones kill and roll back is what the 
 
 import re
 import threading
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,14 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from crashlib.nodes import NAMES, Cluster, NodeClient, new_host, problems, race
+from crashlib.nodes import NAMES, Cluster, NodeClient, new_host, problems, race, until
+from crashlib.oneness import check_finalize, check_nonces, check_open_orders, use_nonce
 from crashlib.trap import LIST_SIGNED
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
-from databases import administer, new_name, of_database, run_apart
-from interoplib.acme import Answer, Order, Problem, b64url, make_csr
+from databases import administer, run_apart
+from interoplib.acme import Order, Problem, make_csr
 from interoplib.enrollment import Surroundings
 from interoplib.server import Server
 
@@ -33,17 +33,11 @@ pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
-def database(postgresql: str) -> Iterator[str]:
-    """URL of an empty PostgreSQL database."""
-    name = new_name()
-    run_apart(administer(postgresql, f"CREATE DATABASE {name}"))
-    yield of_database(postgresql, name)
-    run_apart(administer(postgresql, f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-@pytest.fixture(scope="module")
 def cluster(
-    ca_server_command: Path, open_folder: Callable[[str], Path], surroundings: Surroundings, database: str
+    ca_server_command: Path,
+    open_folder: Callable[[str], Path],
+    surroundings: Surroundings,
+    make_database: Callable[[], str],
 ) -> Iterator[Cluster]:
     settings = (
         f"acme.max_open_orders={MAX_OPEN_ORDERS}",
@@ -51,20 +45,13 @@ def cluster(
         # What has no answer yet goes on being asked for, for as long as these tests need.
         "acme.validation_attempts=20",
     )
-    with Cluster(ca_server_command, open_folder, surroundings, database, settings) as made:
+    with Cluster(ca_server_command, open_folder, surroundings, make_database(), settings) as made:
         yield made
 
 
 @pytest.fixture
 def nodes(cluster: Cluster) -> tuple[Server, Server]:
     return cluster.up()
-
-
-def until(condition: Callable[[], object], what: str = "it never came about") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def fetch_crl(node: Server) -> x509.CertificateRevocationList:
@@ -123,18 +110,8 @@ def test_a_nonce_is_good_once_at_one_of_them(cluster: Cluster, nodes: tuple[Serv
     at_first = cluster.register(first)
     at_second = at_first.at(second)
 
-    def use(client: NodeClient, nonce: str) -> Answer:
-        client = client.at(client.node or first)
-        client.given = [nonce]
-        return client.post(client.account_url, {})
-
-    nonce = at_first.nonce()
-    assert use(at_second, nonce).status == 200
-    assert problems(race(lambda: use(at_first, nonce), lambda: use(at_second, nonce))) == ["badNonce"] * 2
-    for _ in range(10):
-        nonce = at_second.nonce()
-        results = race(lambda: use(at_first, nonce), lambda: use(at_second, nonce))  # noqa: B023 - done when it returns
-        assert problems(results) == ["badNonce"]
+    assert use_nonce(at_second, at_first.nonce()).status == 200
+    check_nonces([at_first, at_second], 10)
 
 
 def test_a_key_has_one_account(cluster: Cluster, nodes: tuple[Server, Server]) -> None:
@@ -148,10 +125,7 @@ def test_a_key_has_one_account(cluster: Cluster, nodes: tuple[Server, Server]) -
 def test_limits_count_at_both(cluster: Cluster, nodes: tuple[Server, Server]) -> None:
     at_first = cluster.register(nodes[0])
     clients = [at_first.at(node) for node in nodes for _ in range(10)]
-    results = race(*(lambda client=client: client.new_order(new_host()) for client in clients))
-    assert Counter(problems(results)) == {"rateLimited": 20 - MAX_OPEN_ORDERS}
-
-    orders = [result for result in results if not isinstance(result, Problem)][: 2 * MAX_VALIDATIONS]
+    orders = check_open_orders(clients, MAX_OPEN_ORDERS)[: 2 * MAX_VALIDATIONS]
     challenges = [at_first.challenge(order.body["authorizations"][0], "dns-01")[0] for order in orders]
     asked = zip(nodes * MAX_VALIDATIONS, challenges, strict=True)
     answers = [lambda node=node, each=each: at_first.at(node).answer_challenge(each) for node, each in asked]
@@ -162,22 +136,8 @@ def test_limits_count_at_both(cluster: Cluster, nodes: tuple[Server, Server]) ->
 
 def test_a_finalize_at_both_is_one_certificate(cluster: Cluster, nodes: tuple[Server, Server]) -> None:
     at_first = cluster.register(nodes[0])
-    clients = [at_first.at(node) for node in nodes]
     for _ in range(4):
-        name = new_host()
-        csr, order = make_csr(name), cluster.ready_order(at_first, name)
-        holding = cluster.note(order, csr)
-        url, payload = order.body["finalize"], {"csr": b64url(csr)}
-        results = race(*(lambda client=client: client.post(url, payload) for client in clients * 2))  # noqa: B023
-        assert set(problems(results)) <= {"orderNotReady"}
-        assert len(problems(results)) < len(results)
-        held = {cluster.collect(client, order, holding).serial_number for client in clients}
-        assert len(held) == 1
-        stored = cluster.rows(f"SELECT serial FROM certificates WHERE transaction_key = '{holding.order_id}'")
-        assert [int(row.serial, 16) for row in stored] == list(held)
-        (reserved,) = cluster.intents_of(holding, "issued")
-        assert cluster.intents_of(holding, "abandoned") == []
-        assert sum(trap.signatures().made[reserved.tbs_sha256.hex()] for trap in cluster.traps) == 1
+        check_finalize(cluster, [at_first.at(node) for node in nodes * 2])
 
 
 # --- Revocation, lists --------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Two whole nodes of one CA on one PostgreSQL database, each with a home, ports and a token of its own."""
+"""Whole nodes of one CA on one PostgreSQL database, each with a home, ports and a token of its own."""
 
 import os
 import random
 import shutil
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,14 @@ NAMES = ("node1", "node2")
 LONGEST_LEASE = 180
 """Seconds after which every lease of a dead node has run out: a validation's, with its longest pause."""
 _MICROSECONDS = 1_000_000
+_PATIENCE = 60.0
+
+
+def until(condition: Callable[[], object], what: str = "it never came about") -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
 
 
 def race(*acts: Callable[[], T]) -> list[T | Problem]:
@@ -97,7 +106,7 @@ class BalancedClient(CarefulClient):
 
 
 class Cluster:
-    """Owns two nodes and what stands around them. Used as a context manager, it leaves nothing behind that runs."""
+    """Owns the nodes and what stands around them. Used as a context manager, it leaves nothing behind that runs."""
 
     def __init__(
         self,
@@ -106,10 +115,11 @@ class Cluster:
         surroundings: Surroundings,
         database: str,
         settings: Sequence[str] = (),
+        nodes: int = len(NAMES),
     ) -> None:
         self.database = database
         self.ledger = Ledger()
-        self.folders = [open_folder(name) for name in NAMES]
+        self.folders = [open_folder(name) for name in NAMES[:nodes]]
         own = (*surroundings.settings, "lint.sample_size=0", "lint.pkilint=false", *settings)
         self.nodes = [Server(command, folder, own) for folder in self.folders]
         self.traps: list[Trap] = []
@@ -124,18 +134,19 @@ class Cluster:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        first, second = self.nodes
+        first, *others = self.nodes
         self._stack.enter_context(self._web)
         first.init()
         self._before = serials_known(first)
         for node in self.nodes:
             self._stack.callback(node.kill)
         first.start()
-        # From the home of a node that is at work, as an operator would.
-        second.join(first.home, NAMES[1])
-        for name in ("root.pem", "issuing.pem"):
-            shutil.copy(self.folders[0] / name, self.folders[1] / name)
-        second.start()
+        for node, name, folder in zip(others, NAMES[1:], self.folders[1:], strict=False):
+            # From the home of a node that is at work, as an operator would.
+            node.join(first.home, name)
+            for certificate in (first.root, first.issuing):
+                shutil.copy(certificate, folder)
+            node.start()
         return self
 
     def __exit__(
@@ -145,13 +156,12 @@ class Cluster:
             customer.close()
         self._stack.close()
 
-    def up(self) -> tuple[Server, Server]:
-        """Both nodes, at work."""
+    def up(self) -> tuple[Server, ...]:
+        """All nodes, at work."""
         for node in self.nodes:
             if node.process is None:
                 node.start()
-        first, second = self.nodes
-        return first, second
+        return tuple(self.nodes)
 
     # --- Clients --------------------------------------------------------------------------------------------------
 
@@ -242,12 +252,12 @@ class Cluster:
 
     def books(self, node: Server) -> Books:
         """Hold everything against everything, with what a node says of it."""
-        signatures = [trap.signatures() for trap in self.traps]
-        together = Signatures(
-            signatures[0].asked + signatures[1].asked,
-            signatures[0].made + signatures[1].made,
-            signatures[0].others + signatures[1].others,
-        )
+        together = Signatures()
+        for trap in self.traps:
+            found = trap.signatures()
+            together = Signatures(
+                together.asked + found.asked, together.made + found.made, together.others + found.others
+            )
         return reconcile(node, self.ledger, together, self._before)
 
     def bury(self, node: Server) -> None:

@@ -133,6 +133,17 @@ class Server:
                 continue
         return found
 
+    def processes_as(self, role: str) -> list[int]:
+        """The ids of its processes of a role, `core` or `front`."""
+        found = []
+        for pid in self.processes()[1:]:
+            try:
+                if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         assert self.process is not None
