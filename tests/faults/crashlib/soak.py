@@ -80,7 +80,7 @@ class _Counts:
 
 
 def _round(options: argparse.Namespace, folder: Path, surroundings: Surroundings, counts: _Counts, seed: int) -> None:
-    """A server under siege for as long as the time allows; one that stands still, or will not start, is a difference."""
+    """A server under siege for as long as the time allows; one that stands still or won't start is a difference."""
     counts.rounds += 1
     _say(f"round {counts.rounds}, seed {seed}")
     with _database(postgresql=options.postgresql) as database:
