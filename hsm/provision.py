@@ -9,11 +9,17 @@ from hsm.failures import unavailable
 from hsm.module import Module
 from hsm.pin import generate_pin
 
-__all__ = ["generate_pin", "initialize_softhsm"]
+__all__ = ["configure_softhsm", "generate_pin", "initialize_softhsm"]
 
 TOKENS = "{tokens}"
 """What stands for the token directory in the template of SoftHSM2's configuration."""
 _PIN_RANGE = "the token does not take this PIN; choose one of 4 to 255 characters"
+
+
+def configure_softhsm(*, template: str, configuration: Path, token_directory: Path) -> None:
+    """Write SoftHSM2's configuration from its template, unless it is there."""
+    if not configuration.exists():
+        configuration.write_text(template.replace(TOKENS, str(token_directory)), "utf-8")
 
 
 def initialize_softhsm(
@@ -32,8 +38,7 @@ def initialize_softhsm(
     module by call, never by argument of a process. ConfigurationError where the module refuses.
     """
     token_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not configuration.exists():
-        configuration.write_text(template.replace(TOKENS, str(token_directory)), "utf-8")
+    configure_softhsm(template=template, configuration=configuration, token_directory=token_directory)
     loaded = Module(module, configuration)
     library = loaded.initialise()
     try:

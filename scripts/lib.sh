@@ -63,6 +63,16 @@ softhsm_module() {
     return 1
 }
 
+# postgresql_server: prints the path of PostgreSQL's server program.
+postgresql_server() {
+    local path
+    command -v postgres && return 0
+    for path in /usr/lib/postgresql/*/bin/postgres; do
+        [ -x "$path" ] && echo "$path" && return 0
+    done
+    return 1
+}
+
 # --- Users -------------------------------------------------------------------------------------------------------
 
 # service_users: as root, creates the users that core and fronts run as, both in one group.

@@ -4,6 +4,8 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
@@ -20,6 +22,7 @@ from ca_server.domain.keys import KeyAlgorithm
 from ca_server.settings import Home, Settings
 
 NODE_LEASE: Final = timedelta(seconds=30)
+_MACHINE_ID: Final = Path("/etc/machine-id")
 
 
 @contextmanager
@@ -48,10 +51,16 @@ async def begin_boot(home: Home, settings: Settings, stores: Stores) -> Fence:
 
 
 def _home_id(home: Home) -> str:
-    """What tells this home from others that use the same database: drawn once, kept in the core's folder."""
+    """What tells this home from others that use the same database, copies of it among them.
+
+    A number drawn once and kept in the core's folder, with machine and place: two homes of one node's name must not
+    both be at work. One that was moved begins when the lease of the old place has run out, or was ended by its stop.
+    """
     if not home.node_id.exists():
         write_private(home.node_id, token_hex(16).encode())
-    return home.node_id.read_text("ascii").strip()
+    machine = _MACHINE_ID.read_bytes() if _MACHINE_ID.exists() else b""
+    parts = (home.node_id.read_bytes().strip(), machine.strip(), bytes(home.path.resolve()))
+    return sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
 async def end_boot(stores: Stores, fence: Fence) -> None:

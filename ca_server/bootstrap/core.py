@@ -44,6 +44,8 @@ from ca_server.store.syslog import SyslogAnchor
 _log = structlog.get_logger()
 
 HEARTBEAT = 10.0
+TAKEN_OVER = 10.0
+"""Between two runs of what must go on soon where another node died: its lists, and what it had reserved."""
 DRAIN_OF_ISSUANCE = 0.3
 """Part of `processes.drain_seconds` for issuance under way, when the ports are closed."""
 _SKIP_VALIDATION = "acme.unsafe_skip_validation"
@@ -413,9 +415,9 @@ class CoreRuntime:
         jobs = [
             Job("heartbeat", HEARTBEAT, self._heartbeat),
             Job("probe", self.settings.token.probe_interval, self._probe),
-            Job("crl", 60, self.publisher.refresh_due, leased=True),
+            Job("crl", TAKEN_OVER, self.publisher.refresh_due, leased=True),
             Job("responders", 600, self.responders.ensure),
-            Job("orphans", 30, self._settle_orphans, leased=True),
+            Job("orphans", TAKEN_OVER, self._settle_orphans, leased=True),
             Job("counts", 60, self.record_counts),
         ]
         if lint.sample_size:

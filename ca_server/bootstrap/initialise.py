@@ -18,7 +18,7 @@ from ca_server.bootstrap.users import check_reachable, create_folders, hand_over
 from ca_server.configuration import load_settings
 from ca_server.core.issuers import IssuerPlan
 from ca_server.core.staging import staging_name
-from ca_server.domain.errors import ConfigurationError
+from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
 from ca_server.settings import Home, Settings, default_host
 from hsm.pin import PinSource, generate_pin
 from hsm.provision import initialize_softhsm
@@ -39,6 +39,12 @@ class InitialChoices:
     pin_file: Path | None = None
     pin_environment: str = "CA_SERVER_PIN"
     staging: bool = False
+    node: str | None = None
+
+
+def mark_initialised(home: Home) -> None:
+    """Write down that `init` ran to its end here."""
+    (home.path / INITIALISED).write_text("ca-server\n", "utf-8")
 
 
 def is_initialised(home: Home) -> bool:
@@ -53,7 +59,7 @@ async def initialise(home: Home, choices: InitialChoices, overrides: Sequence[st
     """Make the home; what an interrupted run left is taken up. ConfigurationError where something is in the way."""
     if is_initialised(home):
         raise ConfigurationError(str(home.path), "home", None, "is initialised already; 'ca-server serve' takes it up")
-    _make_home(home)
+    make_home(home)
     if not home.configuration.exists():
         _write_configuration(home, choices)
     settings = load_settings(home.configuration, overrides)
@@ -71,13 +77,24 @@ async def initialise(home: Home, choices: InitialChoices, overrides: Sequence[st
     _make_token(home, settings, choices)
     await migrate_database(home, settings)
     hand_over(home, users)
-    await _create_issuers(home, settings)
+    try:
+        await _create_issuers(home, settings)
+    except CaError as error:
+        if error.kind is not ErrorKind.NOT_FOUND or not settings.database.url:
+            raise
+        raise ConfigurationError(
+            str(home.configuration),
+            "database.url",
+            None,
+            f"this database has a CA whose keys are in another token ({error.detail}); --join makes a node of it",
+        ) from None
     hand_over(home, users)
-    (home.path / INITIALISED).write_text("ca-server\n", "utf-8")
+    mark_initialised(home)
     return settings
 
 
-def _make_home(home: Home) -> None:
+def make_home(home: Home) -> None:
+    """Make the home's folder. ConfigurationError where it can't be written."""
     try:
         home.path.mkdir(parents=True, exist_ok=True)
         probe = home.path / ".writable"
@@ -96,6 +113,8 @@ def _write_configuration(home: Home, choices: InitialChoices) -> None:
     if choices.http_port is not None:
         document["listeners"]["http"]["port"] = choices.http_port
     document["server"]["external_host"] = choices.external_host or default_host()
+    if choices.node is not None:
+        document["server"]["node"] = choices.node
     if choices.allow_domains:
         document["policy"]["extra_domains"] = list(choices.allow_domains)
     if choices.staging:
@@ -118,7 +137,7 @@ def _make_token(home: Home, settings: Settings, choices: InitialChoices) -> None
     """Keep or make the PINs; make the embedded token, or leave a configured one as it is."""
     module = module_path(home, settings)
     if not settings.token.pin_environment and not settings.token.pin_file:
-        _keep_pin(home, settings, choices)
+        keep_pin(home, settings, choices)
     pin = pin_source(home, settings).read()
     if settings.token.module:
         return
@@ -135,7 +154,7 @@ def _make_token(home: Home, settings: Settings, choices: InitialChoices) -> None
     )
 
 
-def _keep_pin(home: Home, settings: Settings, choices: InitialChoices) -> None:
+def keep_pin(home: Home, settings: Settings, choices: InitialChoices) -> None:
     """Keep the PIN that the operator gives, in place of an earlier one; draw one for the embedded token alone.
 
     A PIN that was drawn is a wrong PIN for a token that somebody else made, and a token counts those.

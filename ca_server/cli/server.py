@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ca_server.bootstrap.initialise import InitialChoices, initialise, is_initialised
+from ca_server.bootstrap.joining import join_home
 from ca_server.bootstrap.serve import serve_home
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, SetOption, home_at, open_settings, run
 from ca_server.domain.errors import ConfigurationError
@@ -41,6 +42,13 @@ def init(
     pin_file: Annotated[
         Path | None, typer.Option(help="File with the token's user PIN; without it, CA_SERVER_PIN or a strong one.")
     ] = None,
+    node: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of this node among those that share a database (node1).")
+    ] = None,
+    join: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Be another node of the CA whose home, or its copy, is here; with --node."),
+    ] = None,
     *,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where the home exists.")] = False,
     staging: Annotated[
@@ -53,14 +61,28 @@ def init(
     strong one is made and kept in core/pin, readable by the owner alone. Options are written to ca-server.toml;
     --set is for this run alone.
 
+    With --join the home is that of another node of a CA that is there: it shares the PostgreSQL database, takes
+    configuration, profiles, PIN and (unless an HSM has the keys) the token from the home that is named, and keeps its
+    URLs. See docs/nodes.md.
+
     - `ca-server init --external-host ca.corp.example --allow-domain corp.example`
     - `ca-server init --home /var/lib/ca-server --pin-file /run/secrets/pin`
+    - `ca-server init --home /var/lib/ca-server --join /var/lib/node1 --node node2`
     """
     place = home_at(home)
     if if_missing and is_initialised(place):
         return
-    choices = InitialChoices(https_port, http_port, external_host, tuple(allow_domain), pin_file, staging=staging)
-    run(initialise(place, choices, settings))
+    choices = InitialChoices(
+        https_port, http_port, external_host, tuple(allow_domain), pin_file, staging=staging, node=node
+    )
+    if join is None:
+        run(initialise(place, choices, settings))
+    else:
+        if node is None:
+            raise typer.BadParameter("give the new node a name of its own", param_hint="--node")
+        if external_host is not None or allow_domain or staging:
+            raise typer.BadParameter("the home that is joined says this already", param_hint="--join")
+        run(join_home(place, home_at(join), node, choices, settings))
     sys.stdout.write(f"initialised {place.path}; next: ca-server serve --home {place.path}\n")
 
 

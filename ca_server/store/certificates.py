@@ -37,6 +37,8 @@ from ca_server.store.types import AnyRow
 NAMES_AT_ONCE = 500
 """How many certificates' names are read by one statement: below every driver's limit of parameters."""
 
+BLOCKLIST_LOCK = "spki-blocklist"
+"""Name of the lock under which the blocklist changes."""
 _BLOCK = insert_or_ignore(spki_blocklist, ["spki_sha256", "reason", "added_at"])
 _COPIED = (
     "serial",

@@ -69,6 +69,11 @@ _ACQUIRE = {
 }
 
 
+def _lock(lease: str) -> str:
+    """Name of the lock under which a lease changes hands."""
+    return f"lease:{lease}"
+
+
 class SqlCoordinationStore:
     """`ca_server.core.ports.CoordinationStore` in SQL."""
 
@@ -105,12 +110,14 @@ class SqlCoordinationStore:
             fence = connection.execute(_ACQUIRE[connection.dialect.name], parameters).scalar()
             return None if fence is None else Lease(name, holder, expires_at, fence)
 
-        return await self._database.write(unit)
+        return await self._database.write(unit, locks=(_lock(name),))
 
     async def release_lease(self, lease: Lease) -> None:
         # The row stays, so that the fence goes on growing.
         parameters = {"of_name": lease.name, "of_holder": lease.holder, "of_fence": lease.fence}
-        await self._database.write(lambda connection: connection.execute(_RELEASE, parameters).rowcount)
+        await self._database.write(
+            lambda connection: connection.execute(_RELEASE, parameters).rowcount, locks=(_lock(lease.name),)
+        )
 
     async def secret(self, name: str) -> bytes | None:
         def query(connection: Connection) -> bytes | None:

@@ -17,6 +17,7 @@ from ca_server.domain.enrollment import (
 )
 from ca_server.store.audit import insert_events
 from ca_server.store.certificates import (
+    BLOCKLIST_LOCK,
     IS_CHAIN,
     IS_ENROLLMENT,
     ISSUED_COLUMNS,
@@ -185,7 +186,7 @@ class SqlIssuanceStore:
             insert_events(connection, events)
             return True
 
-        return await self._database.write(unit)
+        return await self._database.write(unit, locks=(BLOCKLIST_LOCK,))
 
     async def unblock_spki(self, spki_sha256: bytes, events: Sequence[AuditEvent]) -> bool:
         def unit(connection: Connection) -> bool:
@@ -194,7 +195,7 @@ class SqlIssuanceStore:
             insert_events(connection, events)
             return True
 
-        return await self._database.write(unit)
+        return await self._database.write(unit, locks=(BLOCKLIST_LOCK,))
 
 
 def read_spki_blocked(connection: Connection, spki_sha256: bytes) -> bool:

@@ -5,6 +5,9 @@ made after its expiry has shown it (RFC 5280 section 3.3); `publish_crl` then cl
 follows from numbers, not from clocks: a revocation records the last number drawn before it, and a list reads its
 entries after its number was drawn. So does the end of a hold, and so a change that no list shows is found again after
 a crash: its number is not below that of the newest list.
+
+Revocations of one issuer and its lists change the same rows, so their units announce one lock (`crl_lock`): two cores
+whose batches have them in opposite orders would wait for each other.
 """
 
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ from ca_server.domain.certificates import BlockedKey, Crl, RevocationReason, Rev
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.audit import insert_events
 from ca_server.store.audit_tables import audit_events
-from ca_server.store.certificates import insert_blocked
+from ca_server.store.certificates import BLOCKLIST_LOCK, insert_blocked
 from ca_server.store.database import Database
 from ca_server.store.statements import insert_dialect
 from ca_server.store.tables import certificates, crl_numbers, crls, issuer_keys, issuers
@@ -148,6 +151,11 @@ _LATEST_OF_KEY = _LATEST.where(crls.c.issuer_key_id == bindparam("key_id")).orde
 _LATEST_OF_NEWEST_KEY = _LATEST.order_by(issuer_keys.c.generation.desc(), crls.c.number.desc())
 
 
+def crl_lock(issuer: str) -> str:
+    """Name of the lock under which the certificates of an issuer are revoked, and its lists numbered and stored."""
+    return f"crl:{issuer}"
+
+
 class SqlRevocationStore:
     """`ca_server.core.ports.RevocationStore` in SQL."""
 
@@ -169,7 +177,8 @@ class SqlRevocationStore:
                 return None
             return standing
 
-        return await self._database.write(unit)
+        blocks = (BLOCKLIST_LOCK,) if entry.reason is RevocationReason.KEY_COMPROMISE else ()
+        return await self._database.write(unit, locks=(crl_lock(issuer), *blocks))
 
     async def reserve_crl(self, issuer: str, issuer_key_id: int, partition: int, events: Sequence[AuditEvent]) -> int:
         def unit(connection: Connection) -> int:
@@ -180,7 +189,7 @@ class SqlRevocationStore:
             insert_events(connection, events)
             return number
 
-        return await self._database.write(unit)
+        return await self._database.write(unit, locks=(crl_lock(issuer),))
 
     async def revoked_entries(
         self,
@@ -212,7 +221,7 @@ class SqlRevocationStore:
             insert_events(connection, events)
             return True
 
-        return await self._database.write(unit)
+        return await self._database.write(unit, locks=(crl_lock(crl.issuer),))
 
     async def latest_crl(self, issuer: str, issuer_key_id: int | None = None, partition: int = 0) -> Crl | None:
         parameters: dict[str, object] = {"issuer": issuer, "of_partition": partition}

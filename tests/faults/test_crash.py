@@ -3,13 +3,12 @@
 `scripts/soak` does the same for as long as it is told to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from crashlib.siege import Siege
 from crashlib.trap import CORE_STEPS, FRONT_STEPS
-from databases import administer, new_name, of_database, run_apart
 from interoplib.enrollment import Surroundings
 
 BesiegeType = Callable[..., Siege]
@@ -21,15 +20,6 @@ pytestmark = pytest.mark.timeout(400)
 def besiege(ca_server_command: Path, surroundings: Surroundings, open_folder: Callable[[str], Path]) -> BesiegeType:
     """Makes a server of the test's own, to be killed under load."""
     return lambda **options: Siege(ca_server_command, open_folder("crash"), surroundings, **options)
-
-
-@pytest.fixture
-def database(postgresql: str) -> Iterator[str]:
-    """URL of an empty PostgreSQL database."""
-    name = new_name()
-    run_apart(administer(postgresql, f"CREATE DATABASE {name}"))
-    yield of_database(postgresql, name)
-    run_apart(administer(postgresql, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def conclude(siege: Siege, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,9 +43,9 @@ def test_every_step_and_at_random_on_sqlite(besiege: BesiegeType, capsys: pytest
 
 @pytest.mark.parametrize("steps", [("reserve.uncommitted", "reserve.after", "sign.after", "store.uncommitted")])
 def test_steps_on_postgresql(
-    besiege: BesiegeType, database: str, steps: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    besiege: BesiegeType, make_database: Callable[[], str], steps: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with besiege(database=database) as siege:
+    with besiege(database=make_database()) as siege:
         siege.open_shop()
         for step in steps:
             siege.kill_at(step)

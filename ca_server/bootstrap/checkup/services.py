@@ -93,11 +93,12 @@ def _running_limit(home: Home) -> int | None:
 
 async def token(home: Home, settings: Settings, stores: Stores) -> list[Check]:
     """Log in, as the core's user, and look for every key that is needed."""
-    wanted = [LOG_LABEL]
+    wanted, responders = [LOG_LABEL], []
     for issuer in await stores.issuers.issuers():
         wanted.append(issuer.key.label)
         if issuer.kind is IssuerKind.ISSUING:
-            wanted += [record.transaction_key for record in (await valid_responders(stores, issuer.name))[:1]]
+            # Where nodes have a token each, the keys of some responders are in another node's.
+            responders.append([record.transaction_key for record in await valid_responders(stores, issuer.name)])
     try:
         become_core(resolve_users(settings.processes, str(home.configuration)))
         if not os.access(home.core, os.X_OK):
@@ -106,11 +107,13 @@ async def token(home: Home, settings: Settings, stores: Stores) -> list[Check]:
     except (CaError, ConfigurationError) as error:
         return [bad("token", str(error))]
     try:
-        missing = sorted(set(wanted) - set(await keys.labels()))
+        found = set(await keys.labels())
     except CaError as error:
         return [bad("token", error.detail)]
     finally:
         await keys.close()
+    missing = sorted(set(wanted) - found)
+    missing += [labels[0] for labels in responders if labels and not found.intersection(labels)]
     if missing:
         return [bad("token", f"keys are missing: {', '.join(missing)}; restore the token from a backup")]
-    return [good("token", f"{settings.token.label}: {len(wanted)} keys found")]
+    return [good("token", f"{settings.token.label}: {len(wanted) + sum(map(bool, responders))} keys found")]

@@ -8,6 +8,7 @@ import structlog
 from ca_server.core.notes import TreeHead, open_own_checkpoint
 from ca_server.core.ports import AuditStore
 from ca_server.core.tlog import Frontier
+from ca_server.domain.audit import Checkpoint
 from ca_server.domain.errors import CaError, ErrorKind
 
 _PAGE: Final = 10_000
@@ -57,23 +58,22 @@ async def check_anchor(
             return None
         _log.warning("the audit log has no anchor: a roll-back before this start can't be seen", size=size)
         return AnchorMismatch("the anchor is missing, and the log is not empty", size=size) if required else None
+    return await compare(store, note, None if latest is None else latest[0], key)
+
+
+async def compare(store: AuditStore, note: bytes, checkpoint: Checkpoint | None, key: bytes) -> AnchorMismatch | None:
+    """Check that a checkpoint of the database extends the anchored `note`; None where it does. UNAVAILABLE."""
+    size = 0 if checkpoint is None else checkpoint.size
     try:
         anchored = open_own_checkpoint(note, [key])
     except CaError as error:
         return AnchorMismatch(f"the anchor is not a checkpoint of this log's key: {error.detail}", size=size)
-    return await _compare(store, anchored, note, key)
-
-
-async def _compare(store: AuditStore, anchored: TreeHead, note: bytes, key: bytes) -> AnchorMismatch | None:
-    latest = await store.latest_checkpoint()
-    if latest is None or latest[0].size < anchored.size:
-        size = 0 if latest is None else latest[0].size
+    if checkpoint is None or checkpoint.size < anchored.size:
         return AnchorMismatch(
             f"the anchor has seen {anchored.size} leaves, the database has {size}: it was rolled back or truncated",
             anchored,
             size,
         )
-    checkpoint = latest[0]
     if checkpoint.note == note:
         return None
     try:

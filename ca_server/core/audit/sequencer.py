@@ -7,6 +7,8 @@ One process at a time holds the lease; the store refuses a seal under an older f
 3. commit leaves and checkpoint together;
 4. compare-and-swap the checkpoint into the anchor, then tell whoever publishes it.
 
+Who does not hold the lease follows: its own anchor takes each checkpoint that extends what it has.
+
 No next checkpoint is signed while the last one is not anchored: the anchor is never more than one behind. What a
 signature was made for is kept while its fate is not known: a commit whose outcome was lost is tried again with the same
 leaves and the same note, so that no two checkpoints that may have been seen disagree.
@@ -21,7 +23,7 @@ from typing import Final
 
 import structlog
 
-from ca_server.core.audit.anchor import Anchor, check_anchor, require_extension
+from ca_server.core.audit.anchor import Anchor, check_anchor, compare, require_extension
 from ca_server.core.audit.events import leaf_members, leaf_time
 from ca_server.core.notes import (
     NoteKey,
@@ -182,11 +184,26 @@ class Sequencer:
                 if len(pending) < self._batch:
                     self._oldest = None
                     return sealed
+            await self._follow()
             await self._look(1)
         except BaseException:
             self._tree = None  # whatever was committed is read again
             raise
         return sealed
+
+    async def _follow(self) -> None:
+        """Keep this node's anchor near the tree while another node's sequencer grows it.
+
+        A roll-back after that node was lost, with its anchor, is then seen by this one.
+        """
+        latest = await self._store.latest_checkpoint()
+        if latest is None or latest[0].note == self._anchored:
+            return
+        note = await self._anchor.read()
+        if note is not None:
+            require_extension(await compare(self._store, note, latest[0], self._key.spki_der))
+        if await self._anchor.swap(note, latest[0].note):
+            self._anchored, self.size = latest[0].note, latest[0].size
 
     async def _look(self, limit: int) -> tuple[tuple[str, bytes], ...]:
         pending = await self._store.pending(limit)

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +14,7 @@ from cryptography.x509 import ocsp
 from interoplib.acme import AcmeClient, Problem
 from interoplib.dns import NameServer
 from interoplib.enrollment import Enrollment, Surroundings
-from interoplib.server import START_SECONDS, Server
+from interoplib.server import Server
 from interoplib.tools import CHECKOUT, free_ports, run
 from interoplib.web import ChallengeServer
 
@@ -48,32 +45,6 @@ def server(folder: Path, surroundings: Surroundings) -> Iterator[Server]:
     made.start()
     yield made
     made.kill()
-
-
-def start_read_only(server: Server) -> dict[str, object]:
-    """Start a server that will not become ready; what it says at /readyz."""
-    with server.log.open("ab") as log:
-        server.process = subprocess.Popen(
-            [str(server.command), "serve", *server.options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{server.http_url}/readyz", timeout=5) as answer:
-                pytest.fail(f"it is ready: {answer.read()!r}")
-        except urllib.error.HTTPError as error:
-            with error:
-                told = dict(json.loads(error.read()))
-            if error.code == 503 and "read-only" in str(told["problems"]):
-                return told
-        except OSError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"it did not come up read-only\n{server.log_tail()}")
 
 
 def ask_ocsp(server: Server, certificate: x509.Certificate) -> ocsp.OCSPResponse:
@@ -145,7 +116,7 @@ def test_an_older_database_is_found_at_the_start(server: Server, surroundings: S
         copy_database(server, folder / "newer")
 
         put_back(server, folder / "older")
-        said = start_read_only(server)
+        said = server.start_read_only()
         assert "rolled back or truncated" in str(said["problems"])
         check_read_only(server, client, early)
 

@@ -123,14 +123,6 @@ class Siege:
 
     # --- Kills ----------------------------------------------------------------------------------------------------
 
-    def processes(self, role: str) -> list[int]:
-        found = []
-        for pid in self.server.processes()[1:]:
-            with suppress(OSError):
-                if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
-                    found.append(pid)
-        return found
-
     def kill_at(self, step: str) -> None:
         """Let the process that comes to a step die there, at a pass drawn at random."""
         role = "front" if step.startswith("front.") else "core"
@@ -144,7 +136,7 @@ class Siege:
         """Kill a process of a role at any time."""
         self._make_room(role)
         time.sleep(self._random.uniform(0.0, 1.0))
-        victims = self.processes(role)
+        victims = self.server.processes_as(role)
         if victims:
             with suppress(ProcessLookupError):
                 os.kill(self._random.choice(victims), signal.SIGKILL)
@@ -173,7 +165,14 @@ class Siege:
     def _recover(self) -> None:
         """Wait until the supervisor has it all up again."""
         deadline = time.monotonic() + _RECOVERY
-        while not (self.server.is_ready() and len(self.processes("front")) == FRONTS and self.processes("core")):
-            if time.monotonic() > deadline:
-                pytest.fail(f"the server did not recover (seed {self.seed})\n{self.server.log_tail()}")
+        while not (
+            self.server.is_ready()
+            and len(self.server.processes_as("front")) == FRONTS
+            and self.server.processes_as("core")
+        ):
+            assert self.server.process is not None
+            ended = self.server.process.poll()
+            if ended is not None or time.monotonic() > deadline:
+                what = "did not recover" if ended is None else f"ended with {ended}"
+                pytest.fail(f"the server {what} (seed {self.seed})\n{self.server.log_tail()}")
             time.sleep(0.05)

@@ -21,6 +21,8 @@ CORE_STEPS = (
     "answer.before",
     "answer.after",
 )
+LIST_SIGNED = "list.before"
+"""In the core, between a CRL's signature and its publication."""
 FRONT_STEPS = (
     "front.challenge.before",
     "front.challenge.after",
@@ -69,6 +71,17 @@ class Trap:
         draft.write_text(f"{step} {nth} {self._number}")
         draft.chmod(0o666)
         draft.rename(self.folder / "armed")
+
+    def hold(self, *steps: str) -> None:
+        """Let what comes to these steps stay there."""
+        draft = self.folder / "draft"
+        draft.write_text(" ".join(steps))
+        draft.chmod(0o666)
+        draft.rename(self.folder / "held")
+
+    def let_go(self) -> None:
+        """Undo `hold`."""
+        (self.folder / "held").unlink(missing_ok=True)
 
     def sprung(self, seconds: float) -> bool:
         """Wait until a process died of what was armed last; disarms where none does in time."""

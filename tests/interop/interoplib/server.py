@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from interoplib.tools import free_ports, run
 
@@ -63,10 +65,12 @@ class Server:
         argv = [self.command, "init", *self.options, "--external-host", EXTERNAL_HOST, *options]
         run(argv, env=self.environment)
 
-    def start(self, *launcher: str | Path) -> None:
-        """Start and wait until it is ready; the launcher is `ca-server serve` unless another is given."""
+    def join(self, home: Path, node: str) -> None:
+        """Make the home of another node of the CA whose home is given."""
+        run([self.command, "init", *self.options, "--join", home, "--node", node], env=self.environment)
+
+    def _launch(self, *launcher: str | Path) -> subprocess.Popen[bytes]:
         argv = [str(part) for part in launcher or (self.command, "serve")]
-        begun = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*argv, *self.options],
@@ -76,9 +80,33 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+        return self.process
+
+    def start_read_only(self) -> dict[str, Any]:
+        """Start a server that will not become ready; what it says at /readyz."""
+        process = self._launch()
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.http_url}/readyz", timeout=5) as answer:
+                    pytest.fail(f"it is ready: {answer.read()!r}")
+            except urllib.error.HTTPError as error:
+                with error:
+                    told = dict(json.loads(error.read()))
+                if error.code == 503 and "read-only" in str(told["problems"]):
+                    return told
+            except OSError:
+                pass
+            time.sleep(0.1)
+        pytest.fail(f"it did not come up read-only\n{self.log_tail()}")
+
+    def start(self, *launcher: str | Path) -> None:
+        """Start and wait until it is ready; the launcher is `ca-server serve` unless another is given."""
+        begun = time.monotonic()
+        process = self._launch(*launcher)
         while not self.is_ready():
-            if self.process.poll() is not None:
-                pytest.fail(f"the server ended with {self.process.returncode}\n{self.log_tail()}")
+            if process.poll() is not None:
+                pytest.fail(f"the server ended with {process.returncode}\n{self.log_tail()}")
             if time.monotonic() - begun > START_SECONDS:
                 log_tail = self.log_tail()
                 self.kill()
@@ -87,7 +115,12 @@ class Server:
         self.seconds_to_ready = time.monotonic() - begun
         for name, file in (("root", self.root), ("issuing", self.issuing)):
             if not file.exists():
-                file.write_text(self.cli("issuer", "export", name).stdout)
+                file.write_bytes(self._ca_certificate(name))
+
+    def _ca_certificate(self, name: str) -> bytes:
+        """As PEM. Fetched, since commands take seconds to start; tests of `issuer export` are elsewhere."""
+        with urllib.request.urlopen(f"{self.http_url}/issuer/{name}.cer", timeout=30) as response:
+            return x509.load_der_x509_certificate(response.read()).public_bytes(Encoding.PEM)
 
     def is_ready(self) -> bool:
         try:
@@ -103,6 +136,17 @@ class Server:
         for parent in found:
             try:
                 found += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+            except OSError:
+                continue
+        return found
+
+    def processes_as(self, role: str) -> list[int]:
+        """The ids of its processes of a role, `core` or `front`."""
+        found = []
+        for pid in self.processes()[1:]:
+            try:
+                if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
+                    found.append(pid)
             except OSError:
                 continue
         return found

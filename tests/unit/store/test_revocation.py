@@ -1,14 +1,16 @@
 """Revocation and CRLs."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from ca_server.domain.certificates import Crl, RevocationReason, RevokedEntry
+from ca_server.domain.certificates import BlockedKey, Crl, RevocationReason, RevokedEntry
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store import revocation
+from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.revocation import SqlRevocationStore
@@ -19,6 +21,21 @@ Reason = RevocationReason
 @pytest.fixture
 def store(world: Any) -> SqlRevocationStore:
     return SqlRevocationStore(world.database)
+
+
+@pytest.fixture
+async def cores(url: str, seen: list[str]) -> AsyncIterator[list[Database]]:
+    """The databases of two cores: each commits in batches of its own."""
+    opened = [await Database.open(url, observe=lambda name, _seconds, _count: seen.append(name)) for _ in range(2)]
+    yield opened
+    for database in opened:
+        await database.close()
+
+
+@pytest.fixture
+def seen() -> list[str]:
+    """What the two databases observed."""
+    return []
 
 
 def crl(world: Any, number: int, **changes: Any) -> Crl:
@@ -264,3 +281,73 @@ async def test_changes_come_from_their_index(world: Any) -> None:
 
     plan = await world.database.read(explain)
     assert "ix_certificates_changed" in plan, plan
+
+
+# --- Two cores ----------------------------------------------------------------------------------------------------
+
+
+async def at_both(cores: list[Database], acts: list[Callable[[Database], Awaitable[object]]]) -> None:
+    """The same acts at two cores at once, at the second in the opposite order."""
+    both = ((cores[0], acts), (cores[1], acts[::-1]))
+    await asyncio.gather(*(act(core) for core, order in both for act in order))
+
+
+async def test_the_same_certificates_revoked_in_opposite_orders(
+    world: Any, cores: list[Database], seen: list[str]
+) -> None:
+    """PostgreSQL ends a deadlock by aborting one of the transactions, whose units are then tried again."""
+
+    def revoking(serial: str) -> Callable[[Database], Awaitable[object]]:
+        entry = RevokedEntry(serial, world.now, Reason.SUPERSEDED)
+        return lambda core: SqlRevocationStore(core).revoke(entry, "issuing", [])
+
+    for turn in range(10):
+        records = [await world.issue(f"{turn}-{number}") for number in range(10)]
+        await at_both(cores, [revoking(record.serial) for record in records])
+    assert "retry" not in seen
+    assert len(await entries(world, SqlRevocationStore(world.database))) == 100
+
+
+async def test_revocations_and_numbers_of_lists_at_two_cores(
+    world: Any, cores: list[Database], seen: list[str]
+) -> None:
+    """A revocation looks at the number that a list then raises: two that both look can't both raise it."""
+    key_id = world.issuing.key.id
+    await SqlRevocationStore(world.database).reserve_crl("issuing", key_id, 0, [])
+
+    async def revoke_and_draw(core: Database, serial: str) -> int:
+        store = SqlRevocationStore(core)
+        entry = RevokedEntry(serial, world.now, Reason.SUPERSEDED)
+        _, number = await asyncio.gather(
+            store.revoke(entry, "issuing", []), store.reserve_crl("issuing", key_id, 0, [])
+        )
+        return number
+
+    numbers = []
+    for turn in range(20):
+        records = [await world.issue(f"{turn}-{number}") for number in range(2)]
+        pairs = zip(cores, records, strict=True)
+        numbers += await asyncio.gather(*(revoke_and_draw(core, record.serial) for core, record in pairs))
+    assert "retry" not in seen
+    assert sorted(numbers) == list(range(2, 42))
+
+
+async def test_keys_blocked_in_opposite_orders(world: Any, cores: list[Database], seen: list[str]) -> None:
+    def blocking(spki: bytes) -> Callable[[Database], Awaitable[object]]:
+        return lambda core: SqlIssuanceStore(core).block_spki(BlockedKey(spki, "lost", world.now), [])
+
+    for turn in range(10):
+        await at_both(cores, [blocking(bytes([turn, number]) * 16) for number in range(20)])
+    assert "retry" not in seen
+    assert len(await SqlIssuanceStore(world.database).blocked_keys()) == 200
+
+
+async def test_leases_asked_for_in_opposite_orders(world: Any, cores: list[Database], seen: list[str]) -> None:
+    def asking(name: str) -> Callable[[Database], Awaitable[object]]:
+        return lambda core: SqlCoordinationStore(core).acquire_lease(
+            name, f"core-{cores.index(core)}", world.now, timedelta(seconds=30)
+        )
+
+    for _ in range(20):
+        await at_both(cores, [asking(f"lease-{number}") for number in range(10)])
+    assert "retry" not in seen

@@ -6,7 +6,8 @@ where CRASH_FOLDER is set:
 - each signature is written to `signatures` in that folder before it is asked for and after it was made, by whoever
   calls the token's module, so that the count is independent of all that the server writes about itself;
 - `armed` in that folder says "STEP NTH ID": the process that passes the step for the nth time takes the file away and
-  kills itself with SIGKILL, there. Nothing is cleaned up, flushed or answered.
+  kills itself with SIGKILL, there. Nothing is cleaned up, flushed or answered;
+- `held` in that folder names steps: what comes to one stays there for as long as the file names it.
 """
 
 import functools
@@ -16,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -46,12 +48,25 @@ def reach(step: str) -> None:
     time.sleep(60)
 
 
+async def stay(step: str) -> None:
+    """Stay at a step that is held."""
+    import asyncio
+
+    held = os.path.join(_FOLDER, "held")  # noqa: PTH118
+    while os.path.exists(held):  # noqa: ASYNC240, PTH110
+        with open(held) as file:  # noqa: ASYNC230, PTH123
+            if step not in file.read().split():
+                return
+        await asyncio.sleep(0.05)
+
+
 def _around(owner: Any, method: str, before: str, after: str) -> None:
     original: Callable[..., Awaitable[Any]] = getattr(owner, method)
 
     @functools.wraps(original)
     async def wrapped(*arguments: Any, **named: Any) -> Any:
         reach(before)
+        await stay(before)
         result = await original(*arguments, **named)
         reach(after)
         return result
@@ -59,8 +74,9 @@ def _around(owner: Any, method: str, before: str, after: str) -> None:
     setattr(owner, method, wrapped)
 
 
-def _after(module: Any, function: str, step: str) -> None:
-    original: Callable[..., Any] = getattr(module, function)
+def _after(bulk: Any, step: str) -> None:
+    """Pass a step when the statements of a batch's units have run."""
+    original: Callable[..., Any] = bulk.run
 
     @functools.wraps(original)
     def wrapped(*arguments: Any, **named: Any) -> Any:
@@ -68,7 +84,7 @@ def _after(module: Any, function: str, step: str) -> None:
         reach(step)
         return result
 
-    setattr(module, function, wrapped)
+    object.__setattr__(bulk, "run", wrapped)  # it is frozen, and known by name to who uses it
 
 
 def is_certificate(data: bytes) -> bool:
@@ -108,6 +124,7 @@ def _watch_the_token() -> None:
         reach("sign.before")
         signature = await ask(self, key, data)
         reach("sign.after")
+        await stay("sign.after")
         return signature
 
     _label.value = "-"
@@ -121,14 +138,15 @@ def _in_core() -> None:
 
     from ca_server.core.issuance import Issuance
     from ca_server.rpc import server
-    from ca_server.store import issuance
+    from ca_server.store import intents, issuance, revocation
 
     _watch_the_token()
     _around(issuance.SqlIssuanceStore, "reserve", "reserve.before", "reserve.after")
-    _after(issuance, "_reserve", "reserve.uncommitted")
+    _after(intents.RESERVE, "reserve.uncommitted")
     _around(issuance.SqlIssuanceStore, "complete", "store.before", "store.after")
-    _after(issuance, "_complete", "store.uncommitted")
+    _after(intents.COMPLETE, "store.uncommitted")
     _around(Issuance, "issue", "pipeline.before", "answer.before")
+    _around(revocation.SqlRevocationStore, "publish_crl", "list.before", "list.after")
     handle = server._Connection._handle
 
     async def handled(self: Any, operation: Any, *arguments: Any) -> None:
@@ -176,7 +194,17 @@ def _role() -> str:
     return words[words.index("process") + 1] if "process" in words[:-1] and "ca_server" in words else ""
 
 
-if _FOLDER and _role() == "core":
-    _in_core()
-elif _FOLDER and _role() == "front":
-    _in_front()
+def _set_traps() -> None:
+    role = _role()
+    if role == "core":
+        _in_core()
+    elif role == "front":
+        _in_front()
+
+
+if _FOLDER:
+    try:
+        _set_traps()
+    except BaseException:  # noqa: BLE001 - Python would go on without, and nothing would be counted
+        traceback.print_exc()
+        os._exit(70)
