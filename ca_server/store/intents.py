@@ -10,7 +10,6 @@ What must never happen is excluded by constraints, and by the fence:
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, or_, select, update
@@ -180,8 +179,6 @@ def _create_enrollments(connection: Connection, reservations: Sequence[Reservati
                 "csr_sha256": csr_sha256,
             }
         )
-    # In one order: two nodes that create the same wait for each other in a row, never in a ring.
-    rows.sort(key=itemgetter("transaction_key", "requester_scope", "epoch"))
     return {
         EnrollmentKey(
             Protocol(row.protocol), row.profile, row.requester_scope, row.transaction_key, row.epoch, row.tenant

@@ -121,7 +121,8 @@ class SqlIssuanceStore:
         return await self._database.glance(lambda connection: read_enrollment(connection, key), one_moment=False)
 
     async def reserve(self, intent: IssuanceIntent, csr_sha256: bytes, events: Sequence[AuditEvent]) -> None:
-        await self._database.write_in_bulk(RESERVE, Reservation(intent, csr_sha256, events))
+        lock = f"enrollment:{intent.enrollment.transaction_key}"
+        await self._database.write_in_bulk(RESERVE, Reservation(intent, csr_sha256, events), locks=(lock,))
 
     async def complete(
         self, intent_id: str, fence: Fence, record: CertificateRecord, events: Sequence[AuditEvent]

@@ -342,6 +342,25 @@ async def test_keys_blocked_in_opposite_orders(world: Any, cores: list[Database]
     assert len(await SqlIssuanceStore(world.database).blocked_keys()) == 200
 
 
+async def test_enrollments_reserved_in_opposite_orders(world: Any, cores: list[Database], seen: list[str]) -> None:
+    """One of the two gets each; the other is told that it came second."""
+    refused = []
+
+    def reserving(transaction: str) -> Callable[[Database], Awaitable[object]]:
+        async def act(core: Database) -> None:
+            try:
+                await SqlIssuanceStore(core).reserve(world.intent(transaction), b"c" * 32, [])
+            except CaError as error:
+                refused.append(error.kind)
+
+        return act
+
+    for turn in range(10):
+        await at_both(cores, [reserving(f"{turn}-{number}") for number in range(20)])
+    assert "retry" not in seen
+    assert refused == [ErrorKind.CONFLICT] * 200
+
+
 async def test_leases_asked_for_in_opposite_orders(world: Any, cores: list[Database], seen: list[str]) -> None:
     def asking(name: str) -> Callable[[Database], Awaitable[object]]:
         return lambda core: SqlCoordinationStore(core).acquire_lease(
