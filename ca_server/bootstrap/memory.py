@@ -16,6 +16,8 @@ _log = structlog.get_logger()
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 128 * 1024
+_TOP = 16 * 1024 * 1024
+"""Octets free at the end of the heap that are kept: less would be given back and asked for again all the time."""
 _INTERVAL = 10.0
 _LONGEST = 60.0
 """Seconds between two looks; longer where the last one gave nothing back, since all of it was in use."""
@@ -34,7 +36,7 @@ def give_back_large_blocks() -> None:
     except (OSError, AttributeError):
         return
     mallopt(_M_MMAP_THRESHOLD, _LARGE)
-    mallopt(_M_TRIM_THRESHOLD, _LARGE)
+    mallopt(_M_TRIM_THRESHOLD, _TOP)
 
 
 async def give_back_memory() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from hashlib import sha256
@@ -27,6 +28,14 @@ _FIRST_SERVER_ERROR = 500
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A CRL with its entity tag, hashed once: lists may be megabytes."""
+
+    crl: Crl
+    tag: str
+
+
 class StatusFrontEnd:
     """OCSP responder, CRL distribution points and caIssuers.
 
@@ -46,8 +55,8 @@ class StatusFrontEnd:
         self._revocation = revocation
         self._issuers = issuers
         self._clock = clock
-        self._crls: dict[IssuerPath, tuple[float, Crl]] = {}
-        self._reading: dict[IssuerPath, asyncio.Task[Crl | None]] = {}
+        self._crls: dict[IssuerPath, tuple[float, _Served]] = {}
+        self._reading: dict[IssuerPath, asyncio.Task[_Served | None]] = {}
         self._keys: dict[tuple[str, int | None], IssuerKey] = {}
 
     def register(self, application: web.Application) -> None:
@@ -93,16 +102,16 @@ class StatusFrontEnd:
         if not answer.cacheable or answer.next_update is None or answer.this_update is None:
             response.headers.update(_NO_STORE)
             return
-        self._caching(response, answer.response_der, answer.this_update, answer.next_update)
+        self._caching(response, _tag(answer.response_der), answer.this_update, answer.next_update)
 
-    def _caching(self, response: web.Response, body: bytes, this_update: datetime, next_update: datetime) -> None:
+    def _caching(self, response: web.Response, tag: str, this_update: datetime, next_update: datetime) -> None:
         # Where this front's clock is slow, what was signed still lives no longer than it ever did.
         left = min(next_update - self._clock(), next_update - this_update)
         age = max(0, min(int(left.total_seconds()) - 1, MAX_AGE))
         response.headers["Cache-Control"] = f"max-age={age}, public, no-transform, must-revalidate"
         response.headers["Expires"] = format_datetime(next_update, usegmt=True)
         response.headers["Last-Modified"] = format_datetime(this_update, usegmt=True)
-        response.headers["ETag"] = f'"{sha256(body).hexdigest()}"'
+        response.headers["ETag"] = f'"{tag}"'
 
     async def crl(self, request: web.Request) -> web.Response:
         """GET a CRL by issuer, key generation and partition; `ISSUER.crl` is the newest key's."""
@@ -110,22 +119,23 @@ class StatusFrontEnd:
             path = parse_issuer_path(request.match_info["name"], ".crl")
         except MalformedPathError:
             return _refusal(404, "there is no such CRL")
-        crl = await self._latest(path)
-        if crl is None:
+        served = await self._latest(path)
+        if served is None:
             return _refusal(404, "there is no such CRL")
+        crl = served.crl
         if crl.next_update <= self._clock():
             response = _refusal(503, "the CRL has expired and no new one could be signed")
             response.headers["Retry-After"] = "30"
             return response
         # By time alone (If-Modified-Since) two lists of one second could not be told apart: they are sent whole.
-        if {tag.value for tag in request.if_none_match or ()} & {"*", sha256(crl.der).hexdigest()}:
+        if {tag.value for tag in request.if_none_match or ()} & {"*", served.tag}:
             response = web.Response(status=304)
         else:
             response = web.Response(body=crl.der, content_type="application/pkix-crl")
-        self._caching(response, crl.der, crl.this_update, crl.next_update)
+        self._caching(response, served.tag, crl.this_update, crl.next_update)
         return response
 
-    async def _latest(self, path: IssuerPath) -> Crl | None:
+    async def _latest(self, path: IssuerPath) -> _Served | None:
         """The newest CRL; read once for all who ask at the same time, and kept once for all who are given it."""
         known = self._crls.get(path)
         if known is not None and time.monotonic() - known[0] < FRESH_SECONDS:
@@ -136,7 +146,7 @@ class StatusFrontEnd:
             reading.add_done_callback(lambda _task: self._reading.pop(path, None))
         return await asyncio.shield(reading)
 
-    async def _read(self, path: IssuerPath, known: tuple[float, Crl] | None) -> Crl | None:
+    async def _read(self, path: IssuerPath, known: tuple[float, _Served] | None) -> _Served | None:
         now = time.monotonic()
         try:
             key = await self._key(path.issuer, path.generation)
@@ -146,11 +156,11 @@ class StatusFrontEnd:
                 raise
             _log.warning("crl served from memory", issuer=path.issuer, error=error.detail)
             return known[1]
-        if crl is not None:
-            if known is not None and known[1] == crl:
-                crl = known[1]
-            self._crls[path] = (now, crl)
-        return crl
+        if crl is None:
+            return None
+        served = known[1] if known is not None and known[1].crl == crl else _Served(crl, _tag(crl.der))
+        self._crls[path] = (now, served)
+        return served
 
     async def _key(self, issuer: str, generation: int | None) -> IssuerKey | None:
         """A key generation of an issuer; generations never change, so those once read are kept."""
@@ -183,6 +193,11 @@ class StatusFrontEnd:
             content_type="application/pkix-cert",
             headers={"Cache-Control": f"max-age={MAX_AGE}, public"},
         )
+
+
+def _tag(body: bytes) -> str:
+    """The entity tag of an answer, without its quotes."""
+    return sha256(body).hexdigest()
 
 
 def _limited(_request: web.Request, status: int, _detail: str, retry_after: int | None) -> web.Response:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ca_server.bootstrap import memory
+from ca_server.bootstrap import memory, process
 
 
 @pytest.fixture
@@ -81,3 +81,13 @@ async def test_looks_become_rare_where_all_is_in_use(trims, monkeypatch):
     with pytest.raises(asyncio.CancelledError):
         await memory.give_back_memory()
     assert waits == [10.0, 20.0, 40.0, 60.0, 60.0, 60.0]
+
+
+def test_every_process_begins_with_it(monkeypatch):
+    called = []
+    monkeypatch.setattr(process, "give_back_large_blocks", lambda: called.append(1))
+
+    async def work() -> int:
+        return len(called)
+
+    assert process._run(work()) == 1
