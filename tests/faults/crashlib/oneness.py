@@ -23,9 +23,16 @@ def check_nonces(clients: Sequence[NodeClient], rounds: int) -> None:
     assert problems(race(*uses)) == ["badNonce"] * len(clients)
 
 
+def prepared(clients: Sequence[NodeClient]) -> Sequence[NodeClient]:
+    """The clients with a nonce each: their next requests leave at the same moment."""
+    for client in clients:
+        client.given = [client.nonce()]
+    return clients
+
+
 def check_open_orders(clients: Sequence[NodeClient], limit: int) -> list[Order]:
     """One account gets as many orders as its limit says, of all that are asked for at once; they are returned."""
-    results = race(*(lambda client=client: client.new_order(new_host()) for client in clients))
+    results = race(*(lambda client=client: client.new_order(new_host()) for client in prepared(clients)))
     assert Counter(problems(results)) == {"rateLimited": len(clients) - limit}
     return [result for result in results if not isinstance(result, Problem)]
 
