@@ -155,12 +155,6 @@ class Issuance:
             self._observe_outcome(request.requester.protocol.value, request.profile, outcome)
 
     async def _issue(self, request: EnrollmentRequest) -> IssuedCertificate:
-        # 0. A retry finds what stands, whatever policy says by now.
-        state = await self._store.enrollment(request.key)
-        if (found := _issued_for_same_csr(state.csr_sha256, state.certificate, request)) is not None:
-            return found
-        if state.outcome is EnrollmentOutcome.LIVE and state.intent is not None:
-            await self._take_over(state.intent)
         # 1. Decide; the serial number is drawn with the plan of what will be signed.
         started = time.perf_counter()
         now = self._clock()
@@ -174,15 +168,17 @@ class Issuance:
             started = self._stage("build", started)
             linted = await self._linter.lint(unlinted, plan, admitted.profile)
         except CaError as error:
+            # A retry finds what stands, whatever policy says by now.
+            if (found := await self._standing(request)) is not None:
+                return found
             await self._record_refusal(request, error)
             raise
         tbs = linted.take()
         started = self._stage("lint", started)
         # 3. Commit serial, TBS hash and event.
         intent = self._intent(admitted, serial, tbs, now)
-        await self._store.reserve(
-            intent, sha256(request.csr_der).digest(), [self._event(EventType.ISSUANCE_RESERVED, admitted, intent)]
-        )
+        if (found := await self._reserve(admitted, intent)) is not None:
+            return found
         started = self._stage("reserve", started)
         # 4. Sign in the token what was linted; trust the signature only when it verifies.
         try:
@@ -214,6 +210,43 @@ class Issuance:
         self._observe_stage(name, now - started)
         return now
 
+    async def _standing(self, request: EnrollmentRequest) -> IssuedCertificate | None:
+        """What was issued for the request, if it was; an attempt at it that ended midway is settled.
+
+        Asked when something is in the way: most requests are new, and then the reservation says so.
+        """
+        state = await self._store.enrollment(request.key)
+        if (found := _issued_for_same_csr(state.csr_sha256, state.certificate, request)) is not None:
+            return found
+        if state.outcome is EnrollmentOutcome.LIVE and state.intent is not None:
+            await self._take_over(state.intent)
+        return None
+
+    async def _reserve(self, admitted: _Admitted, intent: IssuanceIntent) -> IssuedCertificate | None:
+        """Reserve, or find the certificate that stands."""
+
+        async def reserve() -> None:
+            await self._store.reserve(
+                intent,
+                sha256(admitted.request.csr_der).digest(),
+                [self._event(EventType.ISSUANCE_RESERVED, admitted, intent)],
+                spki_sha256=admitted.csr.spki_sha256,
+            )
+
+        try:
+            try:
+                await reserve()
+            except CaError as error:
+                if error.kind is not ErrorKind.CONFLICT:
+                    raise
+                if (found := await self._standing(admitted.request)) is not None:
+                    return found
+                await reserve()
+        except CaError as error:
+            await self._record_refusal(admitted.request, error)
+            raise
+        return None
+
     async def _take_over(self, intent: IssuanceIntent) -> None:
         """Settle an intent that this very process left behind; leave another process's to its own settlement."""
         fence = self._fence()
@@ -226,10 +259,9 @@ class Issuance:
         pinned = await self._profiles.pinned(request.profile, request.profile_hash)
         current = self._profiles.current(request.profile)
         csr = parse_csr(request.csr_der)
-        blocked = await self._store.spki_blocked(csr.spki_sha256)
         decisions = []
         for profile in (pinned,) if pinned.hash == current.hash else (pinned, current):
-            check_key(csr.public_key, profile, blocked=blocked)
+            check_key(csr.public_key, profile)
             decisions.append(decide(profile, request, csr, now=now))
         issuer = self._issuer_of(pinned, request)
         unproven = unproven_identifier(request, now - self._evidence_lifetime)

@@ -33,7 +33,7 @@ def check_key(public_key: PublicKey, profile: Profile, *, blocked: bool = False)
     where the key was read.)
     """
     if blocked:
-        _refuse("this public key is known to others or compromised", "keys.blocklist")
+        raise blocked_key()
     algorithm = key_algorithm(public_key)
     if algorithm is None or algorithm not in profile.keys:
         known = ", ".join(sorted(profile.keys))
@@ -42,6 +42,11 @@ def check_key(public_key: PublicKey, profile: Profile, *, blocked: bool = False)
         _check_rsa(public_key)
     elif isinstance(public_key, ed25519.Ed25519PublicKey) and not is_ed25519_point(public_key.public_bytes_raw()):
         _refuse("the Ed25519 public key is not a point of full order", "keys.point")
+
+
+def blocked_key() -> CaError:
+    """The refusal of a key on the blocklist."""
+    return CaError(ErrorKind.BAD_PUBLIC_KEY, "this public key is known to others or compromised", rule="keys.blocklist")
 
 
 def _refuse(detail: str, rule: str) -> NoReturn:

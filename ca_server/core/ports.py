@@ -298,11 +298,19 @@ class IssuanceStore(Protocol):
     async def enrollment(self, key: EnrollmentKey) -> EnrollmentState:
         """Where an enrollment stands."""
 
-    async def reserve(self, intent: IssuanceIntent, csr_sha256: bytes, events: Sequence[AuditEvent]) -> None:
+    async def reserve(
+        self,
+        intent: IssuanceIntent,
+        csr_sha256: bytes,
+        events: Sequence[AuditEvent],
+        *,
+        spki_sha256: bytes | None = None,
+    ) -> None:
         """Transaction 1: create the enrollment if new, and its one live intent.
 
         CONFLICT where the enrollment has a live intent or a certificate, where it began with another CSR, where
-        the serial was ever used under that issuer, or where the fence's boot epoch is not the node's current one.
+        the serial was ever used under that issuer, or where the fence's boot epoch is not the node's current one;
+        BAD_PUBLIC_KEY where the public key of that hash is on the blocklist.
         """
 
     async def complete(

@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, bindparam, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from ca_server.core.keycheck import blocked_key
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import EnrollmentKey, Fence, IssuanceIntent, Protocol
@@ -24,7 +25,7 @@ from ca_server.store.certificates import IS_ENROLLMENT, NewCertificate, enrollme
 from ca_server.store.database import Bulk
 from ca_server.store.rows import PreparedRows, in_row, insert_rows, insert_rows_or_ignore
 from ca_server.store.statements import Prepared
-from ca_server.store.tables import certificates, enrollments, intents, issuer_keys, issuers, nodes
+from ca_server.store.tables import certificates, enrollments, intents, issuer_keys, issuers, nodes, spki_blocklist
 
 FIND_ENROLLMENT: Final = Prepared(select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT))
 """With `enrollment_parameters`: the id of an enrollment, and its CSR's hash."""
@@ -68,6 +69,14 @@ _TAKEN = PreparedRows(
     ),
     repeatable=True,
 )
+_BLOCKED = PreparedRows(
+    lambda count: select(spki_blocklist.c.spki_sha256).where(
+        spki_blocklist.c.spki_sha256.in_(
+            [in_row("spki_sha256", number, spki_blocklist.c.spki_sha256) for number in range(count)]
+        )
+    ),
+    repeatable=True,
+)
 _SETTLE_ISSUED = PreparedRows(
     lambda count: (
         update(intents)
@@ -97,6 +106,7 @@ class Reservation:
     intent: IssuanceIntent
     csr_sha256: bytes
     events: Sequence[AuditEvent]
+    spki_sha256: bytes | None
 
 
 def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> list[None]:
@@ -105,6 +115,9 @@ def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> lis
     serials = [{"serial": intent.serial, "issuer_id": issuer_ids[_fence_and_key(intent)]} for intent in wanted]
     if _TAKEN.execute(connection, serials):
         raise CaError(ErrorKind.CONFLICT, "the serial was used")
+    keys = [{"spki_sha256": each.spki_sha256} for each in reservations if each.spki_sha256 is not None]
+    if _BLOCKED.execute(connection, keys):
+        raise blocked_key()
     created = _create_enrollments(connection, reservations)
     known = {}
     for intent, csr_sha256 in ((each.intent, each.csr_sha256) for each in reservations):

@@ -120,9 +120,17 @@ class SqlIssuanceStore:
     async def enrollment(self, key: EnrollmentKey) -> EnrollmentState:
         return await self._database.glance(lambda connection: read_enrollment(connection, key), one_moment=False)
 
-    async def reserve(self, intent: IssuanceIntent, csr_sha256: bytes, events: Sequence[AuditEvent]) -> None:
+    async def reserve(
+        self,
+        intent: IssuanceIntent,
+        csr_sha256: bytes,
+        events: Sequence[AuditEvent],
+        *,
+        spki_sha256: bytes | None = None,
+    ) -> None:
         lock = f"enrollment:{intent.enrollment.transaction_key}"
-        await self._database.write_in_bulk(RESERVE, Reservation(intent, csr_sha256, events), locks=(lock,))
+        reservation = Reservation(intent, csr_sha256, events, spki_sha256)
+        await self._database.write_in_bulk(RESERVE, reservation, locks=(lock,))
 
     async def complete(
         self, intent_id: str, fence: Fence, record: CertificateRecord, events: Sequence[AuditEvent]

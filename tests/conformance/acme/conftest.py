@@ -433,6 +433,7 @@ class World:
         self.core: Core
         self.options: AcmeOptions
         self.profiles: ProfileBook
+        self.bodies: dict[str, str]
         self.server: TestServer
         self.front: AcmeFrontEnd
         self.session: aiohttp.ClientSession
@@ -525,6 +526,7 @@ class World:
         self.issuing = registry.get("issuing")
 
     async def put_in_force(self, bodies: dict[str, str]) -> None:
+        self.bodies = bodies
         profiles = {name: load_profile(name, body, where=name) for name, body in bodies.items()}
         await self.profiles.put_in_force(profiles, self.events("core"))
 
