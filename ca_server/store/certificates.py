@@ -3,6 +3,7 @@
 Statements are built once, at import: SQLAlchemy then compiles each once.
 """
 
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,14 +95,15 @@ _OF_REQUESTER = (
     .order_by(certificates.c.id.desc())
     .limit(100)
 )
+_FIRST_SINCE = (
+    select(certificates.c.id)
+    .where(certificates.c.issued_at >= bindparam("since"))
+    .order_by(certificates.c.issued_at)
+    .limit(1)
+)
+_LAST = select(func.max(certificates.c.id))
 _SAMPLE = SELECT_RECORDS.where(
-    certificates.c.id.in_(
-        select(certificates.c.id)
-        .where(certificates.c.issued_at >= bindparam("since"))
-        .order_by(func.random())
-        .limit(bindparam("how_many"))
-        .scalar_subquery()
-    )
+    certificates.c.id.in_(bindparam("ids", expanding=True)), certificates.c.issued_at >= bindparam("since")
 )
 
 # One statement, so that serial, intent and certificate are seen at one moment under READ COMMITTED too.
@@ -263,8 +265,18 @@ def certificates_of_requester(
 
 
 def sample_certificates(connection: Connection, since: datetime, limit: int) -> tuple[CertificateRecord, ...]:
-    """At most `limit` certificates issued since `since`, chosen at random."""
-    return records_of(connection, connection.execute(_SAMPLE, {"since": since, "how_many": limit}).all())
+    """At most `limit` certificates issued since `since`, chosen at random.
+
+    Ids are drawn and looked up: the cost does not grow with the number of certificates, of which any share may be new.
+    """
+    first = connection.execute(_FIRST_SINCE, {"since": since}).scalar()
+    if first is None:
+        return ()
+    ids = range(first, connection.execute(_LAST).scalar_one() + 1)
+    # More than are wanted: an id may be an older certificate's, or nobody's.
+    drawn = random.sample(ids, min(len(ids), 4 * limit))
+    rows = connection.execute(_SAMPLE, {"ids": drawn, "since": since}).all()
+    return records_of(connection, random.sample(rows, min(len(rows), limit)))
 
 
 def serial_status(connection: Connection, issuer: str, serial: str) -> SerialStatus:

@@ -10,12 +10,12 @@ _KEY = "printf('%08x%08x', (n * 2654435761) % 4294967296, n)"
 _PLAN = (
     (
         "enrollments",
-        "1",
+        "protocol = 'acme'",
         {"id": "{first} + n", "transaction_key": f"'order-' || {_KEY}", "csr_sha256": "randomblob(32)"},
     ),
     (
         "intents",
-        "1",
+        "enrollment_id IN (SELECT id FROM enrollments WHERE protocol = 'acme')",
         {
             "id": f"'intent-' || {_KEY}",
             "enrollment_id": "(SELECT max(id) FROM enrollments) - {count} + n",
@@ -25,7 +25,7 @@ _PLAN = (
     ),
     (
         "certificates",
-        "enrollment_id IS NOT NULL",
+        "requester_protocol = 'acme'",
         {
             "id": "{first} + n",
             "enrollment_id": "(SELECT max(id) FROM enrollments) - {count} + n",
@@ -36,7 +36,7 @@ _PLAN = (
     ),
     (
         "certificate_names",
-        "1",
+        "certificate_id IN (SELECT id FROM certificates WHERE requester_protocol = 'acme')",
         {
             "certificate_id": "(SELECT max(id) FROM certificates) - {count} + n",
             "value": f"{_KEY} || '.bench.test'",
@@ -53,7 +53,7 @@ _PLAN = (
     ),
     (
         "audit_events",
-        "type = 'issuance.stored'",
+        "type = 'issuance.stored' AND actor LIKE 'acme:%'",
         {
             "id": f"substr(id, 1, 4) || {_KEY}",
             "process": "'generated/core/1'",
@@ -67,7 +67,7 @@ _PLAN = (
 
 
 def fill(home: Path, count: int) -> None:
-    """Copy the newest issuance `count` times. The server must not run; the copies are no part of the audit tree."""
+    """Copy an ACME issuance `count` times. The server must not run; the copies are no part of the audit tree."""
     database = sqlite3.connect(home / "data" / "ca.db", isolation_level=None)
     try:
         for pragma in ("synchronous = OFF", "cache_size = -400000", "foreign_keys = OFF", "temp_store = MEMORY"):
