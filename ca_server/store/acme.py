@@ -46,10 +46,10 @@ from ca_server.store.acme_orders import (
 )
 from ca_server.store.acme_retention import expired_orders, forget_orders
 from ca_server.store.acme_tables import acme_authorizations
-from ca_server.store.audit import insert_events
+from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.claims import Once
-from ca_server.store.database import Database
+from ca_server.store.database import Along, Database
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
@@ -86,17 +86,11 @@ class SqlAcmeStore:
         nonce: NonceUse | None = None,
     ) -> T:
         """Do the work for the account and use the nonce up; record the events where its value is not false."""
-
-        def unit(connection: Connection) -> T:
-            done = work(connection)
-            if events and done is not False:
-                insert_events(connection, events)
-            return done
-
         return await self._database.write(
-            unit,
+            work,
             locks=() if account_id is None else (account_lock(account_id),),
             once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
+            along=Along(RECORD, events) if events else None,
         )
 
     # --- Nonces and records ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from ca_server.core.ports import Lease
 from ca_server.domain.audit import AuditEvent, Checkpoint
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.store.audit_insert import insert_events
+from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.audit_reads import SqlAuditReads
 from ca_server.store.audit_tables import audit_checkpoints, audit_events, audit_leaves, audit_pending
 from ca_server.store.rows import insert_rows
@@ -39,7 +39,7 @@ class SqlAuditStore(SqlAuditReads):
     """`ca_server.core.ports.AuditStore` and `ca_server.core.audit.AuditReader` in SQL."""
 
     async def append(self, events: Sequence[AuditEvent]) -> None:
-        await self._database.write(lambda connection: insert_events(connection, events))
+        await self._database.write_in_bulk(RECORD, events)
 
     async def pending(self, limit: int) -> tuple[tuple[str, bytes], ...]:
         def query(connection: Connection) -> tuple[tuple[str, bytes], ...]:

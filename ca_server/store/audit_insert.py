@@ -1,13 +1,14 @@
 """Inserting audit events inside a transaction of the change that they record."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, insert, select
 
 from ca_server.core.audit import encode_event
 from ca_server.domain.audit import AuditEvent
 from ca_server.store.audit_tables import audit_events
+from ca_server.store.database import Bulk
 from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared
 
@@ -44,6 +45,15 @@ def insert_events(connection: Connection, events: Sequence[AuditEvent]) -> None:
         rest = [_row(event, last + offset) for offset, event in enumerate(group[1:], 1)]
         _INSERT.execute(connection, rest)
         remembered[process] = last + len(rest)
+
+
+def _record(connection: Connection, groups: Sequence[Sequence[AuditEvent]]) -> list[None]:
+    insert_events(connection, [event for group in groups for event in group])
+    return [None] * len(groups)
+
+
+RECORD: Final = Bulk(_record)
+"""Inserts the events of many units at once."""
 
 
 def _insert_first(connection: Connection, event: AuditEvent, remembered: int | None) -> int:

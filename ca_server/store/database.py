@@ -67,12 +67,21 @@ class Bulk(Generic[A, T]):
 
 
 @dataclass(frozen=True, slots=True)
+class Along:
+    """What is done along with a unit, in bulk, where the unit's value is not False."""
+
+    bulk: Bulk[Any, Any]
+    argument: Any
+
+
+@dataclass(frozen=True, slots=True)
 class _Unit:
     """What is done, and what must be taken before."""
 
     work: Work[Any]
     locks: Sequence[str] = ()
     once: Once | None = None
+    along: Along | None = None
     bulk: Bulk[Any, Any] | None = None
     """What does `argument` together with others in place of `work`."""
     argument: Any = None
@@ -176,6 +185,12 @@ def _run_together(connection: Connection, units: list[_Unit]) -> list[_Verdict]:
             results = unit.bulk.run(connection, [units[place].argument for place in places])
             for place, value in zip(places, results, strict=True):
                 values[place] = value
+    along: dict[Bulk[Any, Any], list[Any]] = {}
+    for unit, value in zip(units, values, strict=True):
+        if unit.along is not None and value is not False:
+            along.setdefault(unit.along.bulk, []).append(unit.along.argument)
+    for bulk, arguments in along.items():
+        bulk.run(connection, arguments)
     return [_Verdict(value) for value in values]
 
 
@@ -187,6 +202,8 @@ def _run_in_savepoint(connection: Connection, unit: _Unit) -> _Verdict:
     connection.exec_driver_sql("SAVEPOINT unit")
     try:
         value = unit.work(connection)
+        if unit.along is not None and value is not False:
+            unit.along.bulk.run(connection, (unit.along.argument,))
     except Exception as error:
         if classify(error) is not Failure.UNIT:
             raise
@@ -261,21 +278,29 @@ class Database:
             raise
         return database
 
-    async def write(self, unit: Callable[[Connection], T], *, locks: Sequence[str] = (), once: Once | None = None) -> T:
+    async def write(
+        self,
+        unit: Callable[[Connection], T],
+        *,
+        locks: Sequence[str] = (),
+        once: Once | None = None,
+        along: Along | None = None,
+    ) -> T:
         """Run `unit` in a transaction and return its value once that is committed; nothing is where this raises.
 
-        `locks` name what it changes, where units of other processes may change the same; `once` is used up with it.
+        `locks` name what it changes, where units of other processes may change the same; `once` is used up with it;
+        `along` is done in the same transaction.
         Raises what the unit raised, or UNAVAILABLE where the queue is full or the database is away. Cancelling the
         caller does not cancel the unit.
         """
-        result: T = await self._enqueue(_Unit(unit, locks, once))
+        result: T = await self._enqueue(_Unit(unit, locks, once, along))
         return result
 
     async def write_in_bulk(
         self, bulk: Bulk[A, T], argument: A, *, locks: Sequence[str] = (), once: Once | None = None
     ) -> T:
         """`write` of one unit of a bulk."""
-        unit = _Unit(lambda connection: bulk.run(connection, (argument,))[0], locks, once, bulk, argument)
+        unit = _Unit(lambda connection: bulk.run(connection, (argument,))[0], locks, once, None, bulk, argument)
         result: T = await self._enqueue(unit)
         return result
 

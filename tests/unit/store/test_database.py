@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
 from ca_server.store import database as database_module
 from ca_server.store.backends import normalise_url
-from ca_server.store.database import Bulk, Database
+from ca_server.store.database import Along, Bulk, Database
 from ca_server.store.failures import Failure, classify
 
 pytestmark = pytest.mark.alters_schema
@@ -107,6 +107,34 @@ async def test_an_error_of_a_bulk_fails_the_unit_alone_that_caused_it(table: Dat
     with pytest.raises(LookupError):
         await table.write_in_bulk(bulk, "bad")
     assert await table.read(keys) == ["lone", "x", "y"]
+
+
+async def test_what_goes_along_is_done_together_for_the_units_that_did_something(table: Database) -> None:
+    ran: list[list[str]] = []
+    bulk = bulk_of(ran, "along-")
+    results = await asyncio.gather(
+        table.write(insert("a"), along=Along(bulk, "a")),
+        table.write(lambda _connection: False, along=Along(bulk, "b")),
+        table.write(lambda _connection: None, along=Along(bulk, "c")),
+    )
+    assert results == ["a", False, None]
+    assert ran == [["a", "c"]]
+    assert await table.read(keys) == ["a", "along-a", "along-c"]
+
+
+async def test_a_unit_whose_company_fails_is_undone_alone(table: Database) -> None:
+    bulk = bulk_of([], "along-")
+    results = await asyncio.gather(
+        table.write(insert("a"), along=Along(bulk, "a")),
+        table.write(insert("b"), along=Along(bulk, "bad")),
+        table.write(lambda _connection: False, along=Along(bulk, "bad")),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [str, LookupError, bool]
+    assert await table.read(keys) == ["a", "along-a"]
+    with pytest.raises(LookupError):
+        await table.write(insert("c"), along=Along(bulk, "bad"))
+    assert await table.read(keys) == ["a", "along-a"]
 
 
 async def test_an_error_of_a_lone_unit_undoes_it(table: Database) -> None:
