@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short, with P-256 and 64 clients alone")
     parser.add_argument("--keys", default="ec-p256,rsa-2048")
-    parser.add_argument("--clients", default="1,64")
+    parser.add_argument("--clients", default="1,64,256")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--functions", action="store_true", help="cost by function too")
     parser.add_argument("--checkout", type=Path, default=CHECKOUT, help="serve this checkout: for before and after")
