@@ -73,6 +73,8 @@ def test_what_applies() -> None:
         ("http-01", "ip", False),
         ("dns-01", "dns", False),
         ("dns-01", "dns", True),
+        ("tls-alpn-01", "dns", False),
+        ("tls-alpn-01", "ip", False),
     }
 
 
