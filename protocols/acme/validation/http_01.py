@@ -15,6 +15,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from ca_server.domain.names import Identifier, IdentifierType
+from protocols.acme.validation.bounded_http import MAX_ANSWER, BoundedResponse, EndlessAnswerError
 from protocols.acme.validation.model import (
     IPAddress,
     ValidationPolicy,
@@ -23,7 +24,7 @@ from protocols.acme.validation.model import (
     problem,
     shown,
 )
-from protocols.acme.validation.peers import FailedError, listed, permitted_addresses
+from protocols.acme.validation.peers import FailedError, client_context, listed, permitted_addresses
 from protocols.acme.validation.resolver import Resolver
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +80,7 @@ class Http01Validator:
     def __init__(self, policy: ValidationPolicy, resolver: Resolver) -> None:
         self._policy = policy
         self._resolver = resolver
+        self._context = client_context()
 
     def applies(self, identifier: Identifier, wildcard: bool) -> bool:
         """For DNS names that are no wildcard (RFC 8555 section 8.3), and for addresses."""
@@ -136,11 +138,14 @@ class Http01Validator:
 
     async def _get(self, url: URL, addresses: tuple[IPAddress, ...]) -> _Answer:
         """One request, one connection: no cookies, no proxy, no decompression, no certificate check (RFC 8555 8.3)."""
-        connector = aiohttp.TCPConnector(resolver=_Pinned(addresses), use_dns_cache=False, force_close=True, ssl=False)
+        connector = aiohttp.TCPConnector(
+            resolver=_Pinned(addresses), use_dns_cache=False, force_close=True, ssl=self._context
+        )
         try:
             async with (
                 aiohttp.ClientSession(
                     connector=connector,
+                    response_class=BoundedResponse,
                     cookie_jar=aiohttp.DummyCookieJar(),
                     auto_decompress=False,
                     trust_env=False,
@@ -151,6 +156,10 @@ class Http01Validator:
                 location = response.headers.get("Location")
                 body = b"" if response.status in _REDIRECTS else await self._read(response.content)
                 return _Answer(response.status, location, body)
+        except EndlessAnswerError as error:
+            raise FailedError(
+                "connection", f"{url} at {listed(addresses)}: no answer in {MAX_ANSWER} octets", retryable=False
+            ) from error
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or type(error.os_error).__name__
             raise FailedError("connection", f"{url} at {listed(addresses)}: {reason}", retryable=True) from error

@@ -1,9 +1,10 @@
-"""Which addresses of an applicant a validation may connect to, and how one that ends there is told.
+"""Which addresses of an applicant a validation may connect to, how TLS is spoken there, and how a failure is told.
 
 Names and addresses are chosen by whoever asks for a certificate: an address is checked after it was looked up, and is
 then the one connected to, so that no second lookup can give another.
 """
 
+import ssl
 from ipaddress import ip_address
 
 from ca_server.domain.names import InvalidNameError, dns_identifier, ip_identifier
@@ -11,6 +12,8 @@ from protocols.acme.validation.model import IPAddress, ValidationPolicy, problem
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 _SHOWN_ADDRESSES = 3
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2: no finite fields, whose size the peer chooses."""
 
 
 class FailedError(Exception):
@@ -38,6 +41,21 @@ async def permitted_addresses(
     if not permitted:
         raise FailedError("connection", f"{where}: policy forbids to connect to {listed(found)}", retryable=False)
     return permitted
+
+
+def client_context(*protocols: str) -> ssl.SSLContext:
+    """TLS 1.2 or later, with these protocols by ALPN; the peer's certificate may be anybody's.
+
+    Who asks for a certificate has none that could be checked (RFC 8555 section 8.3), or it is the answer (RFC 8737).
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    return context
 
 
 def listed(addresses: tuple[IPAddress, ...]) -> str:

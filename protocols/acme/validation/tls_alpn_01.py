@@ -17,14 +17,12 @@ import structlog
 from ca_server.domain.names import Identifier, IdentifierType
 from protocols.acme.validation.challenge_certificate import CertificateError, check_certificate
 from protocols.acme.validation.model import IPAddress, ValidationPolicy, ValidationProblem, ValidationTarget, problem
-from protocols.acme.validation.peers import FailedError, listed, permitted_addresses
+from protocols.acme.validation.peers import FailedError, client_context, listed, permitted_addresses
 from protocols.acme.validation.resolver import Resolver
 
 _log = structlog.get_logger(__name__)
 
 PROTOCOL = "acme-tls/1"
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2: no finite fields, whose size the peer chooses."""
 _THREADS = 4
 _CHUNK = 4096
 
@@ -41,7 +39,7 @@ class TlsAlpn01Validator:
     def __init__(self, policy: ValidationPolicy, resolver: Resolver) -> None:
         self._policy = policy
         self._resolver = resolver
-        self._context = _client_context()
+        self._context = client_context(PROTOCOL)
         self._threads = ThreadPoolExecutor(_THREADS, "validation-tls")
 
     def applies(self, identifier: Identifier, wildcard: bool) -> bool:
@@ -122,17 +120,6 @@ class TlsAlpn01Validator:
 def server_name(identifier: Identifier) -> str:
     """What to send as SNI: the name, or an address as its name under in-addr.arpa or ip6.arpa (RFC 8738 section 6)."""
     return ip_address(identifier.value).reverse_pointer if identifier.type is IdentifierType.IP else identifier.value
-
-
-def _client_context() -> ssl.SSLContext:
-    """TLS 1.2 or later (RFC 8737 section 3); the peer's certificate is its answer, and nobody vouches for it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_CIPHERS)
-    context.set_alpn_protocols([PROTOCOL])
-    return context
 
 
 def _step(peer: ssl.SSLObject) -> bool:
