@@ -80,3 +80,18 @@ async def test_a_wildcard_is_not_shown_so(world):
     client = await world.client()
     (url,) = (await client.order("*.a.test")).json["authorizations"]
     assert [each["type"] for each in (await client.post(url)).json["challenges"]] == ["dns-01"]
+
+
+async def test_a_validation_is_taken_up_after_a_restart(world, peer):
+    world.resolve("a.test")
+    options = replace(world.options, validation=replace(world.options.validation, tls_alpn_01_port=peer.port))
+    client = await world.client()
+    (url,) = (await client.order("a.test")).json["authorizations"]
+    challenge = await client.challenge(url, "tls-alpn-01")
+    peer.use(challenge_pair(["a.test"], f"{challenge['token']}.{client.key.thumbprint}"))
+    world.front._validating._add = lambda _job: None
+    await client.post(challenge["url"], {})
+    await world.front.stop()
+    assert peer.names == []
+    await world.serve(options)
+    assert (await client.poll(url, "pending"))["status"] == "valid"
