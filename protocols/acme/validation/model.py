@@ -27,6 +27,8 @@ class ValidationTarget:
     identifier: Identifier
     token: str
     key_authorization: str
+    account_url: str
+    """The `kid` of the account that asks."""
 
 
 @dataclass(frozen=True, slots=True)

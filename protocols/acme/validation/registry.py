@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from protocols.acme.validation.dns_01 import Dns01Validator
+from protocols.acme.validation.dns_account_01 import DnsAccount01Validator
 from protocols.acme.validation.http_01 import Http01Validator
 from protocols.acme.validation.model import ValidationPolicy, Validator
 from protocols.acme.validation.resolver import Resolver
@@ -12,6 +13,7 @@ _VALIDATORS: tuple[Callable[[ValidationPolicy, Resolver], Validator], ...] = (
     Http01Validator,
     Dns01Validator,
     TlsAlpn01Validator,
+    DnsAccount01Validator,
 )
 
 

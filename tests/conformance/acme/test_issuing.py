@@ -222,6 +222,7 @@ async def test_orders_of_the_past_are_forgotten(world, csr):
     assert {row[0] for row in await world.query("SELECT value FROM acme_authorizations")} == {"d.test"}
     assert {row[0] for row in await world.query("SELECT type FROM acme_challenges")} == {
         "dns-01",
+        "dns-account-01",
         "http-01",
         "tls-alpn-01",
     }

@@ -79,7 +79,7 @@ async def test_denied_networks(world, peer):
 async def test_a_wildcard_is_not_shown_so(world):
     client = await world.client()
     (url,) = (await client.order("*.a.test")).json["authorizations"]
-    assert [each["type"] for each in (await client.post(url)).json["challenges"]] == ["dns-01"]
+    assert "tls-alpn-01" not in {each["type"] for each in (await client.post(url)).json["challenges"]}
 
 
 async def test_a_validation_is_taken_up_after_a_restart(world, peer):

@@ -1,4 +1,4 @@
-"""dns-01 against a nameserver that behaves, and that does not (RFC 8555 section 8.4)."""
+"""dns-01 and dns-account-01 against a nameserver that behaves, and that does not (RFC 8555 section 8.4)."""
 
 from dataclasses import replace
 from hashlib import sha256
@@ -13,6 +13,8 @@ from protocols.acme.validation import ValidationPolicy, ValidationTarget, key_au
 
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
 AUTHORIZATION = key_authorization(TOKEN, "nP1qzpXGymHBrUEepNY9HCsQk7K8KhOypzEt62jcerQ")
+ACCOUNT = "https://example.com/acme/acct/ExampleAccount"
+"""Of the draft's own example, which has its label."""
 DIGEST = b64url_encode(sha256(AUTHORIZATION.encode()).digest())
 
 
@@ -21,10 +23,10 @@ def policy(nameserver: Any) -> ValidationPolicy:
     return ValidationPolicy(nameservers=(nameserver.address,), dns_timeout=1.0)
 
 
-async def dns(policy: ValidationPolicy) -> tuple[str, str, bool] | None:
-    """What dns-01 says, as (type, detail, retryable)."""
-    target = ValidationTarget(Identifier(IdentifierType.DNS, "a.test"), TOKEN, AUTHORIZATION)
-    seen = await validators(policy)["dns-01"].validate(target)
+async def dns(policy: ValidationPolicy, kind: str = "dns-01") -> tuple[str, str, bool] | None:
+    """What a challenge says, as (type, detail, retryable)."""
+    target = ValidationTarget(Identifier(IdentifierType.DNS, "a.test"), TOKEN, AUTHORIZATION, ACCOUNT)
+    seen = await validators(policy)[kind].validate(target)
     return None if seen is None else (seen.type, seen.detail, seen.retryable)
 
 
@@ -101,3 +103,19 @@ async def test_networks_bind_applicants_not_the_nameservers(policy: ValidationPo
     nameserver.records = {("_acme-challenge.a.test", "TXT"): [DIGEST]}
     everywhere = (ip_network("0.0.0.0/0"), ip_network("::/0"))
     assert await dns(replace(policy, denied_networks=everywhere)) is None
+
+
+async def test_the_label_of_an_account(policy: ValidationPolicy, nameserver: Any) -> None:
+    nameserver.records = {("_ujmmovf2vn55tgye._acme-challenge.a.test", "TXT"): ["another", DIGEST]}
+    assert await dns(policy, "dns-account-01") is None
+    seen = await dns(policy)
+    assert seen is not None, "dns-01 is not shown by it"
+
+
+@pytest.mark.parametrize("name", ["_acme-challenge.a.test", "_ujmmovf2vn55tgyf._acme-challenge.a.test", "a.test"])
+async def test_without_the_label_of_the_account(policy: ValidationPolicy, nameserver: Any, name: str) -> None:
+    nameserver.records = {(name, "TXT"): [DIGEST]}
+    seen = await dns(policy, "dns-account-01")
+    assert seen is not None
+    assert (seen[0], seen[2]) == ("dns", True)
+    assert "_ujmmovf2vn55tgye._acme-challenge.a.test" in seen[1]

@@ -38,7 +38,7 @@ async def validate(policy: ValidationPolicy, port: int, name: str = "a.test") ->
     """What tls-alpn-01 says, as (type, detail, retryable)."""
     kind = IdentifierType.IP if name[-1].isdigit() else IdentifierType.DNS
     validator = validators(replace(policy, tls_alpn_01_port=port))["tls-alpn-01"]
-    seen = await validator.validate(ValidationTarget(Identifier(kind, name), TOKEN, AUTHORIZATION))
+    seen = await validator.validate(ValidationTarget(Identifier(kind, name), TOKEN, AUTHORIZATION, ""))
     if seen is None:
         return None
     assert len(seen.detail) <= 500

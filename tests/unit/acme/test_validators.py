@@ -22,7 +22,7 @@ Handler = Callable[[web.Request], Any]
 
 
 def target(value: str = "a.test", kind: IdentifierType = IdentifierType.DNS) -> ValidationTarget:
-    return ValidationTarget(Identifier(kind, value), TOKEN, AUTHORIZATION)
+    return ValidationTarget(Identifier(kind, value), TOKEN, AUTHORIZATION, "https://ca.test/acme/account/1")
 
 
 def says(text: str | bytes, status: int = 200) -> Handler:
@@ -73,6 +73,8 @@ def test_what_applies() -> None:
         ("http-01", "ip", False),
         ("dns-01", "dns", False),
         ("dns-01", "dns", True),
+        ("dns-account-01", "dns", False),
+        ("dns-account-01", "dns", True),
         ("tls-alpn-01", "dns", False),
         ("tls-alpn-01", "ip", False),
     }
