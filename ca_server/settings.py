@@ -140,6 +140,7 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """The ACME front-end (RFC 8555)."""
 
     http_01_port: Port = 80
+    tls_alpn_01_port: Port = 443
     finalize_wait: Annotated[float, Meta(ge=0, le=30)] = 2
     require_eab: bool = False
     terms_of_service: str = ""

@@ -158,6 +158,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         external_url=settings.https_url,
         validation=ValidationPolicy(
             http_01_port=acme.http_01_port,
+            tls_alpn_01_port=acme.tls_alpn_01_port,
             allowed_networks=tuple(ipaddress.ip_network(network) for network in acme.allowed_networks),
             denied_networks=tuple(ipaddress.ip_network(network) for network in acme.denied_networks),
             redirect_ports=acme.redirect_ports,

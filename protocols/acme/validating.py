@@ -22,6 +22,7 @@ from protocols.acme.model import Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
+from protocols.acme.urls import Urls
 from protocols.acme.validation import ValidationProblem, ValidationTarget, Validator, key_authorization
 
 _log = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ class Validating:
         observe: ObserveValidation,
     ) -> None:
         self._options = options
+        self._urls = Urls(options.external_url, options.default_profile)
         self._store = store
         self._validators = validators
         self._events = events
@@ -238,7 +240,10 @@ class Validating:
         if validator is None:
             return ValidationProblem("serverInternal", f"{challenge.type} was switched off", retryable=False)
         target = ValidationTarget(
-            authorization.identifier, challenge.token, key_authorization(challenge.token, found.thumbprint)
+            authorization.identifier,
+            challenge.token,
+            key_authorization(challenge.token, found.thumbprint),
+            self._urls.account(authorization.account_id),
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):

@@ -1,5 +1,6 @@
-"""lego: issue by http-01 and dns-01, renew, revoke."""
+"""lego: issue by http-01, tls-alpn-01 and dns-01, renew, revoke."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -64,6 +65,18 @@ def test_http_01_renew_and_revoke(
     lego(host, "revoke", "--keep")
     assert f"{certificate}: revoked" in relying.ocsp(certificate)
     record("revoke")
+
+
+def test_tls_alpn_01(
+    lego: Lego, record: Callable[[str], None], relying: Relying, surroundings: Surroundings, ca: Server
+) -> None:
+    host = f"lego-tls-{os.urandom(3).hex()}.example.test"
+    tls = ["--tls", "--tls.port", f"127.0.0.1:{surroundings.tls_alpn_01_port}"]
+    certificate = lego(host, *tls, "run")
+    relying.verify(certificate, "-verify_hostname", host)
+    shown = json.loads(ca.cli("cert", "show", f"{serial(certificate):x}", "--json").stdout)
+    assert shown["validated_by"] == "tls-alpn-01"
+    record("tls-alpn-01")
 
 
 def test_dns_01_wildcard(

@@ -24,17 +24,21 @@ class Dns01Validator:
         return identifier.type is IdentifierType.DNS
 
     async def validate(self, target: ValidationTarget) -> ValidationProblem | None:
-        """One lookup; any one of the records may be the right one, since orders can overlap."""
-        name = f"_acme-challenge.{target.identifier.value}"
-        expected = b64url_encode(sha256(target.key_authorization.encode("ascii")).digest())
-        try:
-            records = await self._resolver.txt(name)
-        except DnsFailure as failure:
-            return problem("dns", failure.detail, retryable=failure.retryable)
-        if expected in records:
-            return None
-        if not records:
-            return problem("dns", f"{name} has no TXT record", retryable=True)
-        seen = ", ".join(repr(shown(record, _SHOWN_CHARACTERS)) for record in records[:_SHOWN_RECORDS])
-        more = f" and {len(records) - _SHOWN_RECORDS} more" if len(records) > _SHOWN_RECORDS else ""
-        return problem("incorrectResponse", f"{name} has TXT {seen}{more}, expected {expected!r}", retryable=True)
+        """One lookup."""
+        return await check_txt(self._resolver, f"_acme-challenge.{target.identifier.value}", target.key_authorization)
+
+
+async def check_txt(resolver: Resolver, name: str, key_authorization: str) -> ValidationProblem | None:
+    """None if a TXT record of the name is the digest: any one may be the right one, since orders can overlap."""
+    expected = b64url_encode(sha256(key_authorization.encode("ascii")).digest())
+    try:
+        records = await resolver.txt(name)
+    except DnsFailure as failure:
+        return problem("dns", failure.detail, retryable=failure.retryable)
+    if expected in records:
+        return None
+    if not records:
+        return problem("dns", f"{name} has no TXT record", retryable=True)
+    seen = ", ".join(repr(shown(record, _SHOWN_CHARACTERS)) for record in records[:_SHOWN_RECORDS])
+    more = f" and {len(records) - _SHOWN_RECORDS} more" if len(records) > _SHOWN_RECORDS else ""
+    return problem("incorrectResponse", f"{name} has TXT {seen}{more}, expected {expected!r}", retryable=True)

@@ -8,14 +8,14 @@ hop, and what a redirect led to is never quoted.
 import asyncio
 import socket
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 import aiohttp
 import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from ca_server.domain.names import Identifier, IdentifierType, InvalidNameError, dns_identifier, ip_identifier
+from ca_server.domain.names import Identifier, IdentifierType
+from protocols.acme.validation.bounded_http import MAX_ANSWER, BoundedResponse, EndlessAnswerError
 from protocols.acme.validation.model import (
     IPAddress,
     ValidationPolicy,
@@ -24,7 +24,8 @@ from protocols.acme.validation.model import (
     problem,
     shown,
 )
-from protocols.acme.validation.resolver import DnsFailure, Resolver
+from protocols.acme.validation.peers import FailedError, client_context, listed, permitted_addresses
+from protocols.acme.validation.resolver import Resolver
 
 _log = structlog.get_logger(__name__)
 
@@ -35,16 +36,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OK = 200
 _FIRST_SERVER_ERROR = 500
 _SHOWN_BODY = 64
-_SHOWN_ADDRESSES = 3
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
-
-
-class _FailedError(Exception):
-    """Ends a validation with its problem."""
-
-    def __init__(self, kind: str, detail: str, *, retryable: bool) -> None:
-        super().__init__(detail)
-        self.problem = problem(kind, detail, retryable=retryable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +80,7 @@ class Http01Validator:
     def __init__(self, policy: ValidationPolicy, resolver: Resolver) -> None:
         self._policy = policy
         self._resolver = resolver
+        self._context = client_context()
 
     def applies(self, identifier: Identifier, wildcard: bool) -> bool:
         """For DNS names that are no wildcard (RFC 8555 section 8.3), and for addresses."""
@@ -106,7 +99,7 @@ class Http01Validator:
                 await self._fetch(url, target.key_authorization)
         except TimeoutError:
             return problem("connection", f"{url}: not done in {self._policy.timeout:g} s", retryable=True)
-        except _FailedError as failure:
+        except FailedError as failure:
             return failure.problem
         except Exception as error:  # noqa: BLE001 - whatever a peer provokes is its own failure
             _log.warning("http-01 failed in a way not foreseen", name=target.identifier.value, exc_info=error)
@@ -116,53 +109,43 @@ class Http01Validator:
     async def _fetch(self, url: URL, expected: str) -> None:
         """Follow redirects by hand to the answer, and check it."""
         for hop in range(self._policy.max_redirects + 1):
-            addresses = await self._checked_addresses(url)
+            # `raw_host` is what goes into DNS: `host` has A-labels decoded, or fails at them
+            addresses = await permitted_addresses(url.raw_host or "", str(url), self._policy, self._resolver)
             answer = await self._get(url, addresses)
             if answer.status not in _REDIRECTS:
                 _check(url, addresses, answer, expected, redirected=hop > 0, limit=self._policy.max_body)
                 return
             url = self._redirect(url, answer.location)
-        raise _FailedError("connection", f"{url}: more than {self._policy.max_redirects} redirects", retryable=False)
+        raise FailedError("connection", f"{url}: more than {self._policy.max_redirects} redirects", retryable=False)
 
     def _redirect(self, url: URL, location: str | None) -> URL:
         if not location or len(location) > MAX_LOCATION:
-            raise _FailedError("incorrectResponse", f"{url}: a redirect without a usable Location", retryable=False)
+            raise FailedError("incorrectResponse", f"{url}: a redirect without a usable Location", retryable=False)
         try:
             following = url.join(URL(location)).with_fragment(None)
             host, port = following.raw_host, following.port
         except Exception as error:  # what yarl raises for hostile text is more than ValueError
-            raise _FailedError(
+            raise FailedError(
                 "incorrectResponse", f"{url}: redirects to no URL: {location!r}", retryable=False
             ) from error
         if following.scheme not in {"http", "https"} or not host or port is None:
-            raise _FailedError("connection", f"{url}: redirects to {location!r}, not http or https", retryable=False)
+            raise FailedError("connection", f"{url}: redirects to {location!r}, not http or https", retryable=False)
         if following.user is not None or following.password is not None:
-            raise _FailedError("connection", f"{url}: redirects to a URL with credentials", retryable=False)
+            raise FailedError("connection", f"{url}: redirects to a URL with credentials", retryable=False)
         if not self._policy.permits_port(port):
-            raise _FailedError("connection", f"{url}: redirects to port {port}, which is not allowed", retryable=False)
+            raise FailedError("connection", f"{url}: redirects to port {port}, which is not allowed", retryable=False)
         return following
-
-    async def _checked_addresses(self, url: URL) -> tuple[IPAddress, ...]:
-        """Addresses of the URL's host that policy lets us connect to; at least one."""
-        host = url.raw_host or ""  # as it goes into DNS: `host` has A-labels decoded, or fails at them
-        try:
-            found = (_literal(host),) if _is_literal(host) else await self._resolver.addresses(_host_name(host))
-        except DnsFailure as failure:
-            raise _FailedError("dns", failure.detail, retryable=failure.retryable) from failure
-        except InvalidNameError as error:
-            raise _FailedError("connection", f"{url}: {error}", retryable=False) from error
-        permitted = tuple(address for address in found if self._policy.permits(address))
-        if not permitted:
-            raise _FailedError("connection", f"{url}: policy forbids to connect to {_list(found)}", retryable=False)
-        return permitted
 
     async def _get(self, url: URL, addresses: tuple[IPAddress, ...]) -> _Answer:
         """One request, one connection: no cookies, no proxy, no decompression, no certificate check (RFC 8555 8.3)."""
-        connector = aiohttp.TCPConnector(resolver=_Pinned(addresses), use_dns_cache=False, force_close=True, ssl=False)
+        connector = aiohttp.TCPConnector(
+            resolver=_Pinned(addresses), use_dns_cache=False, force_close=True, ssl=self._context
+        )
         try:
             async with (
                 aiohttp.ClientSession(
                     connector=connector,
+                    response_class=BoundedResponse,
                     cookie_jar=aiohttp.DummyCookieJar(),
                     auto_decompress=False,
                     trust_env=False,
@@ -173,19 +156,23 @@ class Http01Validator:
                 location = response.headers.get("Location")
                 body = b"" if response.status in _REDIRECTS else await self._read(response.content)
                 return _Answer(response.status, location, body)
+        except EndlessAnswerError as error:
+            raise FailedError(
+                "connection", f"{url} at {listed(addresses)}: no answer in {MAX_ANSWER} octets", retryable=False
+            ) from error
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or type(error.os_error).__name__
-            raise _FailedError("connection", f"{url} at {_list(addresses)}: {reason}", retryable=True) from error
+            raise FailedError("connection", f"{url} at {listed(addresses)}: {reason}", retryable=True) from error
         except aiohttp.ClientResponseError as error:
-            raise _FailedError(
-                "connection", f"{url} at {_list(addresses)}: the answer is no HTTP", retryable=True
+            raise FailedError(
+                "connection", f"{url} at {listed(addresses)}: the answer is no HTTP", retryable=True
             ) from error
         except (aiohttp.ClientError, OSError, ValueError, EOFError) as error:
             if isinstance(error, TimeoutError):
                 raise
-            raise _FailedError(
+            raise FailedError(
                 "connection",
-                f"{url} at {_list(addresses)}: the connection failed ({type(error).__name__})",
+                f"{url} at {listed(addresses)}: the connection failed ({type(error).__name__})",
                 retryable=True,
             ) from error
 
@@ -203,35 +190,17 @@ class Http01Validator:
 def _check(
     url: URL, addresses: tuple[IPAddress, ...], answer: _Answer, expected: str, *, redirected: bool, limit: int
 ) -> None:
-    where = f"{url} at {_list(addresses)}"
+    where = f"{url} at {listed(addresses)}"
     seen = "" if redirected else f": {shown(answer.body.decode('latin-1'), _SHOWN_BODY)!r}"
     if answer.status != _OK:
-        raise _FailedError(
+        raise FailedError(
             "incorrectResponse",
             f"{where}: status {answer.status}{seen}",
             retryable=answer.status >= _FIRST_SERVER_ERROR,
         )
     if len(answer.body) > limit:
-        raise _FailedError("incorrectResponse", f"{where}: more than {limit} octets{seen}", retryable=False)
+        raise FailedError("incorrectResponse", f"{where}: more than {limit} octets{seen}", retryable=False)
     if answer.body.rstrip() != expected.encode("ascii"):
-        raise _FailedError(
+        raise FailedError(
             "incorrectResponse", f"{where}: not the key authorization {expected!r}{seen}", retryable=False
         )
-
-
-def _is_literal(host: str) -> bool:
-    # a name never ends in a number, so that what has only digits there is an address or nothing (RFC 3696 section 2)
-    return ":" in host or host.rstrip(".").rpartition(".")[2].isdigit()
-
-
-def _literal(host: str) -> IPAddress:
-    return ip_address(ip_identifier(host).value)
-
-
-def _host_name(host: str) -> str:
-    return dns_identifier(host.removesuffix("."), wildcard=False).value
-
-
-def _list(addresses: tuple[IPAddress, ...]) -> str:
-    more = ", ..." if len(addresses) > _SHOWN_ADDRESSES else ""
-    return ", ".join(str(address) for address in addresses[:_SHOWN_ADDRESSES]) + more

@@ -27,6 +27,8 @@ class ValidationTarget:
     identifier: Identifier
     token: str
     key_authorization: str
+    account_url: str
+    """The `kid` of the account that asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class ValidationProblem:
     """Why a validation did not succeed."""
 
     type: str
-    """Type of the ACME error, without its URN: connection, dns, incorrectResponse, unauthorized, malformed."""
+    """Type of the ACME error, without its URN: connection, dns, incorrectResponse, tls, unauthorized."""
     detail: str
     """What was seen, for the client: at most 500 printable characters."""
     retryable: bool
@@ -46,6 +48,7 @@ class ValidationPolicy:
     """Bounds of validation. Times are in seconds."""
 
     http_01_port: int = 80
+    tls_alpn_01_port: int = 443
     allowed_networks: tuple[IPNetwork, ...] = ()
     """Where to connect to; empty: everywhere but `denied_networks`, which win."""
     denied_networks: tuple[IPNetwork, ...] = ()
@@ -56,6 +59,8 @@ class ValidationPolicy:
     max_redirects: int = 10
     max_body: int = 1024
     """Octets: a key authorization has about 90."""
+    max_handshake: int = 65_536
+    """Octets of a TLS handshake that tls-alpn-01 reads: one with a certificate of an RSA key has about 3,000."""
     nameservers: tuple[str, ...] = ()
     """`ip`, `ip:port` or `[ipv6]:port`; empty: the system's resolver."""
     dns_timeout: float = 5.0

@@ -3,11 +3,18 @@
 from collections.abc import Callable
 
 from protocols.acme.validation.dns_01 import Dns01Validator
+from protocols.acme.validation.dns_account_01 import DnsAccount01Validator
 from protocols.acme.validation.http_01 import Http01Validator
 from protocols.acme.validation.model import ValidationPolicy, Validator
 from protocols.acme.validation.resolver import Resolver
+from protocols.acme.validation.tls_alpn_01 import TlsAlpn01Validator
 
-_VALIDATORS: tuple[Callable[[ValidationPolicy, Resolver], Validator], ...] = (Http01Validator, Dns01Validator)
+_VALIDATORS: tuple[Callable[[ValidationPolicy, Resolver], Validator], ...] = (
+    Http01Validator,
+    Dns01Validator,
+    TlsAlpn01Validator,
+    DnsAccount01Validator,
+)
 
 
 def validators(policy: ValidationPolicy) -> dict[str, Validator]:

@@ -308,7 +308,11 @@ async def test_fact_20_wildcards_get_dns_challenges_only(world):
     assert [each["identifier"]["value"] for each in shown] == ["a.test", "a.test", "127.0.0.1"]
     assert [each.get("wildcard") for each in shown] == [True, None, None]
     kinds = [sorted(challenge["type"] for challenge in each["challenges"]) for each in shown]
-    assert kinds == [["dns-01"], ["dns-01", "http-01"], ["http-01"]]
+    assert kinds == [
+        ["dns-01", "dns-account-01"],
+        ["dns-01", "dns-account-01", "http-01", "tls-alpn-01"],
+        ["http-01", "tls-alpn-01"],
+    ]
     assert all(len(challenge["token"]) >= 22 for each in shown for challenge in each["challenges"])
 
 

@@ -127,6 +127,28 @@ async def test_between_two_attempts_no_slot_is_held(world, monkeypatch):
     assert due > datetime.now(UTC) + timedelta(minutes=50), "nobody takes it over meanwhile"
 
 
+async def test_the_pauses_between_attempts_grow(world):
+    await world.serve(replace(world.options, validation_attempts=6))
+
+    async def answer(_name):
+        return ValidationProblem("dns", "not yet", retryable=True)
+
+    validating = world.front._validating
+    scripted = validating._validators["dns-01"] = Scripted(answer)
+    attempt, pauses = validating._validate, []
+
+    async def at_once(job):
+        pauses.append(await attempt(job))
+        return None if pauses[-1] is None else 0.0
+
+    validating._validate = at_once
+    client = await world.client()
+    (url,) = await begin(client, "a.test")
+    assert (await client.poll(url, "pending"))["status"] == "invalid"
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, None]
+    assert scripted.asked == ["a.test"] * 6
+
+
 async def test_leases_of_what_waits_are_kept(world):
     await world.serve(replace(world.options, validation_concurrency=1))
     held = asyncio.Event()

@@ -186,13 +186,14 @@ async def test_a_validation_is_taken_up_by_another_front(world):
     assert (await client.poll(url, "pending"))["status"] == "valid"
 
 
-async def test_a_validation_is_taken_up_after_a_restart(world):
+@pytest.mark.parametrize("kind", ["http-01", "dns-01"])
+async def test_a_validation_is_taken_up_after_a_restart(world, kind):
     """At once: the node's own work does not wait for a lease to run out."""
     world.resolve("a.test")
     client = await world.client()
     order = await client.order("a.test")
     (url,) = order.json["authorizations"]
-    challenge = await client.challenge(url, "http-01")
+    challenge = await client.challenge(url, kind)
     world.front._validating._add = lambda _job: None
     await client.post(challenge["url"], {})
     await world.front.stop()

@@ -10,14 +10,19 @@ from interoplib.web import ChallengeServer
 
 @dataclass
 class Surroundings:
-    """What stands around the CA: the name server, and the port on which http-01 challenges are answered."""
+    """What stands around the CA: the name server, and the ports on which challenges are answered."""
 
     dns: NameServer
     http_01_port: int
+    tls_alpn_01_port: int = 443
 
     @property
     def settings(self) -> tuple[str, ...]:
-        return (f"acme.http_01_port={self.http_01_port}", f"dns.nameservers={self.dns.address}")
+        return (
+            f"acme.http_01_port={self.http_01_port}",
+            f"acme.tls_alpn_01_port={self.tls_alpn_01_port}",
+            f"dns.nameservers={self.dns.address}",
+        )
 
 
 @dataclass

@@ -39,9 +39,9 @@ def ca_server_command() -> Path:
 
 @pytest.fixture(scope="session")
 def surroundings(open_folder: Callable[[str], Path]) -> Iterator[Surroundings]:
-    dns_port, http_01_port = free_ports(2)
+    dns_port, http_01_port, tls_alpn_01_port = free_ports(3)
     server = NameServer(open_folder("dns"), dns_port)
-    yield Surroundings(server, http_01_port)
+    yield Surroundings(server, http_01_port, tls_alpn_01_port)
     server.close()
 
 

@@ -1,28 +1,28 @@
-"""Validators against a web server and a nameserver that behave, and that do not (RFC 8555 section 8)."""
+"""http-01 against a web server and a nameserver that behave, and that do not (RFC 8555 section 8.3)."""
 
 import asyncio
+import ssl
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from aiohttp import web
+from tls_responder import challenge_pair
 
 from ca_server.domain.names import Identifier, IdentifierType
-from ca_server.settings import AcmeSettings
-from protocols.acme.jws import b64url_encode
 from protocols.acme.validation import ValidationPolicy, ValidationTarget, key_authorization, validators
+from protocols.acme.validation.peers import client_context
 
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
 AUTHORIZATION = key_authorization(TOKEN, "nP1qzpXGymHBrUEepNY9HCsQk7K8KhOypzEt62jcerQ")
-DIGEST = b64url_encode(sha256(AUTHORIZATION.encode()).digest())
 Handler = Callable[[web.Request], Any]
 
 
 def target(value: str = "a.test", kind: IdentifierType = IdentifierType.DNS) -> ValidationTarget:
-    return ValidationTarget(Identifier(kind, value), TOKEN, AUTHORIZATION)
+    return ValidationTarget(Identifier(kind, value), TOKEN, AUTHORIZATION, "https://ca.test/acme/account/1")
 
 
 def says(text: str | bytes, status: int = 200) -> Handler:
@@ -73,6 +73,10 @@ def test_what_applies() -> None:
         ("http-01", "ip", False),
         ("dns-01", "dns", False),
         ("dns-01", "dns", True),
+        ("dns-account-01", "dns", False),
+        ("dns-account-01", "dns", True),
+        ("tls-alpn-01", "dns", False),
+        ("tls-alpn-01", "ip", False),
     }
 
 
@@ -185,6 +189,74 @@ async def test_http_reads_no_more_than_it_needs(policy: ValidationPolicy, peer: 
     assert sent < 50_000_000
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n" + b"Link: </x>; rel=preload\r\n" * 50 + b"\r\n",
+    ],
+)
+async def test_http_with_answers_before_the_answer_without_end(policy: ValidationPolicy, again: bytes) -> None:
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            while sent < 200_000_000:
+                writer.write(again * (65_536 // len(again)))
+                await writer.drain()
+                sent += 65_536
+        except ConnectionError:
+            writer.close()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    async with server:
+        seen = await http(replace(policy, http_01_port=server.sockets[0].getsockname()[1]))
+    assert seen is not None
+    assert (seen[0], seen[2]) == ("connection", False)
+    assert "no answer in 65536 octets" in seen[1]
+
+
+async def test_http_with_little_in_much(policy: ValidationPolicy) -> None:
+    """Chunks of one octet, each with a long extension: no more is read than the answer may have in all."""
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            while sent < 100_000_000:
+                writer.write((b"1;" + b"x" * 4000 + b"\r\nx\r\n") * 16)
+                await writer.drain()
+                sent += 64_000
+        except ConnectionError:
+            writer.close()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    async with server:
+        bounded = replace(policy, http_01_port=server.sockets[0].getsockname()[1], timeout=1.0)
+        seen = await http(bounded)
+    assert seen is not None
+    assert (seen[0], seen[2]) == ("connection", True)
+    assert sent < 50_000_000
+
+
+@pytest.mark.parametrize("interim", [1, 100])
+async def test_http_with_answers_before_the_answer(policy: ValidationPolicy, interim: int) -> None:
+    said = f"HTTP/1.1 200 OK\r\nContent-Length: {len(AUTHORIZATION)}\r\n\r\n{AUTHORIZATION}".encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * interim + said)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        assert await http(replace(policy, http_01_port=server.sockets[0].getsockname()[1])) is None
+
+
 async def test_http_unpacks_nothing(policy: ValidationPolicy, peer: Any) -> None:
     import gzip
 
@@ -260,6 +332,36 @@ async def test_redirects_are_followed(policy: ValidationPolicy, peer: Any, other
     assert await http(replace(policy, redirect_ports=(other_peer.port,))) is None
     assert other_peer.requests[0].path_qs == "/elsewhere?a=b"
     assert other_peer.requests[0].host == f"b.test:{other_peer.port}"
+
+
+async def test_redirects_to_https(policy: ValidationPolicy, peer: Any) -> None:
+    """Whoever's certificate it is (RFC 8555 section 8.3)."""
+    application = web.Application()
+    application.router.add_get("/right", says(AUTHORIZATION))
+    application.router.add_get("/wrong", says("wrong"))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(challenge_pair(["another.test"], "").pem)
+        file.flush()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file.name)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    port = runner.addresses[0][1]
+    bounded = replace(policy, redirect_ports=(port,))
+    peer.handler = moves(f"https://b.test:{port}/right")
+    assert await http(bounded) is None
+    peer.handler = moves(f"https://b.test:{port}/wrong")
+    seen = await http(bounded)
+    await runner.cleanup()
+    assert seen is not None
+    assert seen[0] == "incorrectResponse"
+
+
+def test_tls_with_peers_is_of_a_cost_that_they_do_not_choose() -> None:
+    context = client_context()
+    assert {cipher["kea"] for cipher in context.get_ciphers()} <= {"kx-ecdhe", "kx-any"}
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 async def test_relative_redirects(policy: ValidationPolicy, peer: Any) -> None:
@@ -360,52 +462,6 @@ async def test_networks(
     assert bool(peer.requests) == reached
 
 
-@pytest.mark.parametrize(
-    ("address", "permitted"),
-    [
-        ("0.0.0.0", False),
-        ("::", False),
-        ("::ffff:0.0.0.0", False),
-        ("224.0.0.1", False),
-        ("ff02::1", False),
-        ("169.254.169.254", False),
-        ("::ffff:169.254.169.254", False),
-        ("::169.254.169.254", False),
-        ("::ffff:0:169.254.169.254", False),
-        ("64:ff9b::a9fe:a9fe", False),
-        ("64:ff9b:1::a9fe:a9fe", False),
-        ("2002:a9fe:a9fe::1", False),
-        ("2001:0:a9fe:a9fe::1", False),  # Teredo: the server's address, and the client's with its bits turned over
-        ("2001:0:c000:201::5601:5601", False),
-        ("100.100.100.200", False),
-        ("fd00:ec2::254", False),
-        ("0.1.2.3", False),
-        ("::1", True),
-        ("127.0.0.1", True),
-        ("10.0.0.1", True),
-        ("::ffff:10.0.0.1", True),
-        ("64:ff9b::a00:1", True),
-        ("2001:db8::1", True),
-    ],
-)
-def test_networks_as_configured_by_default(address: str, permitted: bool) -> None:
-    networks = tuple(map(ip_network, AcmeSettings().denied_networks))
-    assert ValidationPolicy(denied_networks=networks).permits(ip_address(address)) is permitted
-
-
-@pytest.mark.parametrize("address", ["::", "0.0.0.0", "ff02::1", "224.0.0.1", "64:ff9b::"])
-def test_some_addresses_are_never_permitted(address: str) -> None:
-    everywhere = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-    assert not ValidationPolicy(allowed_networks=everywhere).permits(ip_address(address))
-
-
-@pytest.mark.parametrize(("address", "permitted"), [("64:ff9b::a00:1", True), ("64:ff9b::b00:1", False)])
-def test_what_an_address_leads_to_must_be_allowed_too(address: str, permitted: bool) -> None:
-    allowed = (ip_network("10.0.0.0/8"), ip_network("64:ff9b::/96"))
-    assert ValidationPolicy(allowed_networks=allowed).permits(ip_address(address)) is permitted
-    assert not ValidationPolicy(allowed_networks=allowed[:1]).permits(ip_address(address))
-
-
 @pytest.mark.parametrize("host", ["internal.test", "127.0.0.2", "[::ffff:127.0.0.2]"])
 async def test_networks_count_on_every_hop(policy: ValidationPolicy, peer: Any, nameserver: Any, host: str) -> None:
     nameserver.records["internal.test", "A"] = ["127.0.0.2"]
@@ -435,50 +491,3 @@ async def test_proxies_of_the_environment_are_not_used(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     peer.handler = says(AUTHORIZATION)
     assert await http(policy) is None
-
-
-async def dns(policy: ValidationPolicy) -> tuple[str, str, bool] | None:
-    seen = await validators(policy)["dns-01"].validate(target())
-    return None if seen is None else (seen.type, seen.detail, seen.retryable)
-
-
-@pytest.mark.parametrize(
-    "records",
-    [
-        {("_acme-challenge.a.test", "TXT"): [DIGEST]},
-        {("_acme-challenge.a.test", "TXT"): [*(f"another {i}" for i in range(60)), DIGEST]},
-        {("_acme-challenge.a.test", "CNAME"): ["x.acme.test"], ("x.acme.test", "TXT"): [DIGEST]},
-    ],
-    ids=["one", "many", "by alias"],
-)
-async def test_dns(policy: ValidationPolicy, nameserver: Any, records: dict[tuple[str, str], list[str]]) -> None:
-    nameserver.records = records
-    assert await dns(policy) is None
-
-
-@pytest.mark.parametrize(
-    ("records", "kind", "said"),
-    [
-        ({}, "dns", "NXDOMAIN"),
-        ({("_acme-challenge.a.test", "A"): ["127.0.0.1"]}, "dns", "no TXT record"),
-        ({("_acme-challenge.a.test", "TXT"): [AUTHORIZATION]}, "incorrectResponse", "expected"),
-        ({("_acme-challenge.a.test", "TXT"): [DIGEST.lower()]}, "incorrectResponse", DIGEST),
-        ({("_acme-challenge.a.test", "TXT"): [DIGEST + "="]}, "incorrectResponse", DIGEST),
-        (
-            {("_acme-challenge.a.test", "TXT"): ["\x1b[31m" + f"{i}" * 900 for i in range(9)]},
-            "incorrectResponse",
-            "6 more",
-        ),
-        ({("a.test", "TXT"): [DIGEST]}, "dns", "NXDOMAIN"),
-    ],
-)
-async def test_dns_with_a_wrong_answer(
-    policy: ValidationPolicy, nameserver: Any, records: dict[tuple[str, str], list[str]], kind: str, said: str
-) -> None:
-    nameserver.records = records
-    seen = await dns(policy)
-    assert seen is not None
-    assert (seen[0], seen[2]) == (kind, True)
-    assert said in seen[1]
-    assert seen[1].isprintable()
-    assert len(seen[1]) <= 500
