@@ -40,6 +40,8 @@ class EventType(StrEnum):
     OCSP_ANSWERED = "ocsp.answered"
     ACCOUNT_CREATED = "account.created"
     ACCOUNT_UPDATED = "account.updated"
+    ACCOUNT_KEY_CHANGED = "account.key-changed"
+    """An account has another key: `extra` names both by thumbprint."""
     ACCOUNT_DEACTIVATED = "account.deactivated"
     ORDER_CREATED = "order.created"
     AUTHORIZATION_DEACTIVATED = "authorization.deactivated"

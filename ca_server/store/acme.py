@@ -18,6 +18,7 @@ from ca_server.store.acme_accounts import (
     account_by_id,
     account_by_thumbprint,
     change_account,
+    change_account_key,
     close_account,
     insert_account,
     prune_nonces,
@@ -53,7 +54,7 @@ from ca_server.store.database import Along, Database
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import ChallengeWork, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from protocols.acme.ports import ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -65,9 +66,9 @@ def account_lock(account_id: str) -> str:
     return f"acme-account:{account_id}"
 
 
-def key_lock(account: Account) -> str:
-    """Name of the lock under which a key gets its account."""
-    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
+def key_lock(account: Account, thumbprint: str | None = None) -> str:
+    """Name of the lock under which a key, of that thumbprint or the account's own, gets its account."""
+    return f"acme-key:{account.tenant}:{thumbprint or account.key_thumbprint}"
 
 
 class SqlAcmeStore:
@@ -151,6 +152,21 @@ class SqlAcmeStore:
             account_id=account_id,
             events=events,
             nonce=nonce,
+        )
+
+    async def change_account_key(
+        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> KeyHolder:
+        def work(connection: Connection) -> KeyHolder:
+            holder = change_account_key(connection, account, jwk, thumbprint)
+            if holder.changed:
+                insert_events(connection, events)
+            return holder
+
+        return await self._database.write(
+            work,
+            locks=(account_lock(account.id), key_lock(account, thumbprint)),
+            once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
         )
 
     async def deactivate_account(

@@ -32,6 +32,14 @@ class NonceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyHolder:
+    """The account that has a key; `changed` is false where it had it before."""
+
+    account: Account
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A challenge or an order that this process may work on until its lease runs out."""
 
@@ -120,6 +128,15 @@ class AcmeStore(Protocol):
         nonce: NonceUse | None,
     ) -> Account:
         """Change what is not None of a valid account."""
+
+    async def change_account_key(
+        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> KeyHolder:
+        """Give a valid account the key of that thumbprint in place of the one in `account`, and nothing else.
+
+        The account that has the key is returned as it stands, also where it is this one. UNAUTHENTICATED where the
+        account is not valid, or has another key than `account` says (any more).
+        """
 
     async def deactivate_account(
         self, account_id: str, error: bytes, events: Sequence[AuditEvent], nonce: NonceUse | None

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
+from ca_server.domain.accounts import Account
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError
 from ca_server.web.middleware import render_refusals
@@ -161,6 +162,7 @@ class AcmeFrontEnd:
             add("GET", f"{prefix}/new-nonce", self._guarded(self._new_nonce))
             add("POST", f"{prefix}/new-account", self._signed(self._new_account, by_key=True))
             add("POST", f"{prefix}/new-order", self._signed(self._new_order))
+            add("POST", f"{prefix}/key-change", self._signed(self._change_key))
             add("POST", f"{prefix}/revoke-cert", self._signed(self._revoke, by_key=True))
         which = f"{{id:{ID}}}"
         add("POST", f"/acme/account/{which}", self._signed(self._account))
@@ -265,6 +267,7 @@ class AcmeFrontEnd:
             "newAccount": self._urls.entry("new-account", profile),
             "newOrder": self._urls.entry("new-order", profile),
             "revokeCert": self._urls.entry("revoke-cert", profile),
+            "keyChange": self._urls.entry("key-change", profile),
             "meta": meta,
         }
         return _json(directory, headers={"Cache-Control": "public, max-age=60"})
@@ -315,7 +318,12 @@ class AcmeFrontEnd:
 
     async def _account(self, request: web.Request, exchange: Exchange) -> web.Response:
         self._check_own(request, exchange)
-        account = await self._accounts.change(exchange)
+        return self._show_account(await self._accounts.change(exchange))
+
+    async def _change_key(self, _request: web.Request, exchange: Exchange) -> web.Response:
+        return self._show_account(await self._accounts.change_key(exchange))
+
+    def _show_account(self, account: Account) -> web.Response:
         return _json(self._accounts.render(account), headers={"Location": self._urls.account(account.id)})
 
     async def _account_orders(self, request: web.Request, exchange: Exchange) -> web.Response:
