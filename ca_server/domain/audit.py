@@ -44,6 +44,8 @@ class EventType(StrEnum):
     """An account has another key: `extra` names both by thumbprint."""
     ACCOUNT_DEACTIVATED = "account.deactivated"
     ORDER_CREATED = "order.created"
+    AUTHORIZATION_CREATED = "authorization.created"
+    """By itself (newAuthz); those of an order are in its event."""
     AUTHORIZATION_DEACTIVATED = "authorization.deactivated"
     CHALLENGE_VALIDATED = "challenge.validated"
     CHALLENGE_FAILED = "challenge.failed"

@@ -23,7 +23,7 @@ from ca_server.store.acme_accounts import (
     insert_account,
     prune_nonces,
 )
-from ca_server.store.acme_authorizations import authorizations, move_authorization
+from ca_server.store.acme_authorizations import authorizations, move_authorization, preauthorize
 from ca_server.store.acme_challenges import (
     begin_challenge,
     challenge_by_id,
@@ -45,7 +45,7 @@ from ca_server.store.acme_orders import (
     order_work,
     prolong_order,
 )
-from ca_server.store.acme_retention import expired_orders, forget_orders
+from ca_server.store.acme_retention import expired_orders, forget_orders, forget_preauthorizations
 from ca_server.store.acme_tables import acme_authorizations
 from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
@@ -235,7 +235,23 @@ class SqlAcmeStore:
     async def forget_orders(self, order_ids: Sequence[str]) -> None:
         await self._database.write(lambda connection: forget_orders(connection, order_ids), locks=("acme-retention",))
 
+    async def forget_preauthorizations(self, before: datetime, limit: int) -> int:
+        return await self._database.write(
+            lambda connection: forget_preauthorizations(connection, before, limit), locks=("acme-retention",)
+        )
+
     # --- Authorizations and challenges ----------------------------------------------------------------------------
+
+    async def create_authorization(
+        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> Authorization:
+        def work(connection: Connection) -> Authorization:
+            found, created = preauthorize(connection, candidate, max_open)
+            if created:
+                insert_events(connection, events)
+            return found
+
+        return await self._write(work, account_id=candidate.account_id, nonce=nonce)
 
     async def authorization(self, authorization_id: str) -> Authorization | None:
         found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))

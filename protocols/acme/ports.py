@@ -157,6 +157,14 @@ class AcmeStore(Protocol):
         where the account's unfinished ones are at the bounds.
         """
 
+    async def create_authorization(
+        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> Authorization:
+        """The account's valid authorization for the name, or else the candidate, created (RFC 8555 section 7.4.1).
+
+        RATE_LIMITED where the account has `max_open` pending ones that were created here.
+        """
+
     async def order(self, order_id: str) -> Order | None:
         """An order with the ids of its authorizations and, once issued, its certificate."""
 
@@ -244,6 +252,9 @@ class AcmeStore(Protocol):
 
     async def forget_orders(self, order_ids: Sequence[str]) -> None:
         """Delete orders, with the authorizations and challenges that no other order has."""
+
+    async def forget_preauthorizations(self, before: datetime, limit: int) -> int:
+        """Delete what `create_authorization` made, that expired before and that no order has; returns how many."""
 
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         """The stored certificate that is byte for byte the one given."""

@@ -35,6 +35,7 @@ from protocols.acme.objects import (
     Finalize,
     KeyChange,
     NewAccount,
+    NewAuthorization,
     NewOrder,
     PayloadError,
     RevokeCert,
@@ -50,6 +51,7 @@ KINDS = (
     Finalize,
     KeyChange,
     NewAccount,
+    NewAuthorization,
     NewOrder,
     RevokeCert,
 )
