@@ -54,7 +54,7 @@ from ca_server.store.database import Along, Database
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -138,15 +138,15 @@ class SqlAcmeStore:
         self,
         account_id: str,
         contacts: tuple[str, ...] | None,
-        terms_agreed_at: datetime | None,
+        agreement: Agreement | None,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Account:
         values: dict[str, object] = {}
         if contacts is not None:
             values["contacts"] = json.dumps(contacts)
-        if terms_agreed_at is not None:
-            values["terms_agreed_at"] = terms_agreed_at
+        if agreement is not None:
+            values |= {"terms_agreed_at": agreement.at, "terms_of_service": agreement.terms_of_service}
         return await self._write(
             lambda connection: change_account(connection, account_id, values),
             account_id=account_id,

@@ -30,6 +30,7 @@ acme_accounts = Table(
     Column("contacts", String, nullable=False),
     Column("jwk", LargeBinary, nullable=False),
     Column("eab_binding", LargeBinary),
+    Column("terms_of_service", String),
     UniqueConstraint("tenant", "key_thumbprint"),
 )
 

@@ -18,8 +18,9 @@ from protocols.acme.jws import parse_binding
 from protocols.acme.key_change import parse_key_change
 from protocols.acme.objects import AccountUpdate, NewAccount, decode_payload, parse_contact
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore
+from protocols.acme.ports import AcmeStore, Agreement
 from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 
 ORDERS_PAGE = 100
@@ -57,12 +58,7 @@ class Accounts:
         await self._check_key(exchange, exchange.key)
         contacts = self._contacts(wanted.contact or ())
         if self._options.terms_of_service and not wanted.termsOfServiceAgreed:
-            raise ProblemError(
-                Problem(
-                    ErrorType.USER_ACTION_REQUIRED,
-                    f"agree to the terms of service: {self._options.terms_of_service}",
-                )
-            )
+            raise must_agree(self._options.terms_of_service)
         account = Account(
             id=token_urlsafe(16),
             key_thumbprint=exchange.key.thumbprint,
@@ -72,6 +68,7 @@ class Accounts:
             contacts=contacts,
             terms_agreed_at=exchange.now if wanted.termsOfServiceAgreed else None,
             tenant=self._options.tenant,
+            terms_of_service=self._terms if wanted.termsOfServiceAgreed else None,
         )
         if wanted.externalAccountBinding is not None:
             return await self._create_bound(exchange, account, bytes(wanted.externalAccountBinding))
@@ -100,6 +97,14 @@ class Accounts:
             AccountRegistration(bound, binding, exchange.profile, exchange.request_id, exchange.source)
         )
 
+    @property
+    def _terms(self) -> str | None:
+        return self._options.terms_of_service or None
+
+    def _has_agreed(self, account: Account) -> bool:
+        """Whether the account agreed to what there is to agree to; an agreement to nothing is remembered too."""
+        return account.terms_agreed_at is not None and has_agreed(account, self._options.terms_of_service)
+
     def _contacts(self, contacts: Sequence[str]) -> tuple[str, ...]:
         if len(contacts) > self._options.max_contacts:
             raise CaError(ErrorKind.MALFORMED, f"at most {self._options.max_contacts} contacts")
@@ -125,11 +130,13 @@ class Accounts:
             exchange.nonce_used()
             return changed
         contacts = None if wanted.contact is None else self._contacts(wanted.contact)
-        agreed = exchange.now if wanted.termsOfServiceAgreed and account.terms_agreed_at is None else None
-        if contacts is None and agreed is None:
+        agreement = None
+        if wanted.termsOfServiceAgreed and not self._has_agreed(account):
+            agreement = Agreement(exchange.now, self._terms)
+        if contacts is None and agreement is None:
             return account
         event = exchange.event(EventType.ACCOUNT_UPDATED, object=subject)
-        changed = await self._store.update_account(account.id, contacts, agreed, [event], exchange.nonce)
+        changed = await self._store.update_account(account.id, contacts, agreement, [event], exchange.nonce)
         exchange.nonce_used()
         return changed
 
@@ -190,7 +197,7 @@ class Accounts:
             "contact": list(account.contacts),
             "orders": self._urls.account_orders(account.id),
         }
-        if account.terms_agreed_at is not None:
+        if self._has_agreed(account):
             shown["termsOfServiceAgreed"] = True
         if account.eab_binding is not None:
             shown["externalAccountBinding"] = msgspec.Raw(account.eab_binding)

@@ -32,6 +32,7 @@ from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, OpenBounds, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
 
@@ -61,7 +62,7 @@ class Orders:
 
     async def create(self, exchange: Exchange) -> Order:
         """NewOrder: names by policy, authorizations new or reused; refusals are on record with their rule."""
-        account = exchange.own_account
+        account = self._agreed(exchange)
         wanted = decode_payload(NewOrder, exchange.payload)
         profile = self._profile(exchange.profile)
         identifiers = self._identifiers([(item.type, item.value) for item in wanted.identifiers])
@@ -106,7 +107,7 @@ class Orders:
         The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards: orders alone
         can have them.
         """
-        account = exchange.own_account
+        account = self._agreed(exchange)
         wanted = decode_payload(NewAuthorization, exchange.payload).identifier
         profile = self._profile(exchange.profile)
         name = self._identifiers([(wanted.type, wanted.value)])[0].identifier
@@ -130,6 +131,13 @@ class Orders:
         )
         exchange.nonce_used()
         return found
+
+    def _agreed(self, exchange: Exchange) -> Account:
+        """The account, which agreed to the terms that are in force now."""
+        terms = self._options.terms_of_service
+        if not has_agreed(exchange.own_account, terms):
+            raise must_agree(terms)
+        return exchange.own_account
 
     async def _denials(self, exchange: Exchange, profile: Profile, names: Sequence[Identifier]) -> tuple[Deny, ...]:
         only = await self._store.bound_profile(exchange.own_account)

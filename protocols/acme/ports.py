@@ -32,6 +32,14 @@ class NonceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """That an account agrees to the terms at a URL; None where there are none."""
+
+    at: datetime
+    terms_of_service: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class KeyHolder:
     """The account that has a key; `changed` is false where it had it before."""
 
@@ -123,7 +131,7 @@ class AcmeStore(Protocol):
         self,
         account_id: str,
         contacts: tuple[str, ...] | None,
-        terms_agreed_at: datetime | None,
+        agreement: Agreement | None,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Account:

@@ -133,6 +133,8 @@ class Problem:
     retry_after: int | None = None
     instance: str | None = None
     """A URL that a person is to visit, in a userActionRequired."""
+    terms_of_service: str | None = None
+    """URL of the terms to agree to, for the header (RFC 8555 section 7.3.3)."""
     location: str | None = None
     """URL of the account that is in the way, for the header (RFC 8555 section 7.3.5)."""
     rule: str | None = None
@@ -165,6 +167,8 @@ class Problem:
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.location is not None:
             headers["Location"] = self.location
+        if self.terms_of_service is not None:
+            headers["Link"] = f'<{self.terms_of_service}>;rel="terms-of-service"'
         return headers
 
 

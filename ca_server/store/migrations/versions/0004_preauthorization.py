@@ -1,4 +1,4 @@
-"""Authorizations that were asked for by themselves (RFC 8555 section 7.4.1)."""
+"""Authorizations that were asked for by themselves (RFC 8555 section 7.4.1), and what terms accounts agreed to."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,6 +13,7 @@ _OPEN = sa.text("preauthorized AND status = 'pending'")
 
 
 def upgrade() -> None:
+    op.add_column("acme_accounts", sa.Column("terms_of_service", sa.String(), nullable=True))
     op.add_column(
         "acme_authorizations", sa.Column("preauthorized", sa.Boolean(), nullable=False, server_default=sa.false())
     )
