@@ -177,6 +177,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_open_orders: Count = 300
     max_open_names: Count = 3_000
     """Names, and so authorizations, of one account's unfinished orders together."""
+    max_open_authorizations: Count = 300
+    """Pending authorizations that one account asked for by themselves (newAuthz)."""
     unsafe_skip_validation: bool = False
     """Challenges are valid without a look. Refused but in staging homes; logged and on record at every start."""
     retention: Seconds = 86_400 * 30

@@ -183,6 +183,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         max_identifiers=acme.max_identifiers,
         max_open_orders=acme.max_open_orders,
         max_open_names=acme.max_open_names,
+        max_open_authorizations=acme.max_open_authorizations,
         # The core has looked at the issuers' certificates; this process has the setting alone.
         unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,
     )

@@ -38,6 +38,13 @@ def check_key(public_key: PublicKey, profile: Profile, *, blocked: bool = False)
     if algorithm is None or algorithm not in profile.keys:
         known = ", ".join(sorted(profile.keys))
         _refuse(f"profile {profile.name!r} does not allow this type or size of key; it allows {known}", "keys.allowed")
+    check_strength(public_key)
+
+
+def check_strength(public_key: PublicKey, *, blocked: bool = False) -> None:
+    """Refuse, as `check_key` does, what no profile makes good: keys that are blocked or weak by construction."""
+    if blocked:
+        raise blocked_key()
     if isinstance(public_key, rsa.RSAPublicKey):
         _check_rsa(public_key)
     elif isinstance(public_key, ed25519.Ed25519PublicKey) and not is_ed25519_point(public_key.public_bytes_raw()):

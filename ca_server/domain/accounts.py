@@ -28,6 +28,8 @@ class Account:
     eab_binding: bytes | None = None
     """The externalAccountBinding as sent, echoed in the account object (RFC 8555 section 7.1.2)."""
     tenant: str = "default"
+    terms_of_service: str | None = None
+    """URL of the terms agreed to at `terms_agreed_at`; None where there were none, or it was not kept yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ from ca_server.store.acme_accounts import (
     account_by_id,
     account_by_thumbprint,
     change_account,
+    change_account_key,
     close_account,
     insert_account,
     prune_nonces,
 )
-from ca_server.store.acme_authorizations import authorizations, move_authorization
+from ca_server.store.acme_authorizations import authorizations, move_authorization, preauthorize
 from ca_server.store.acme_challenges import (
     begin_challenge,
     challenge_by_id,
@@ -44,7 +45,7 @@ from ca_server.store.acme_orders import (
     order_work,
     prolong_order,
 )
-from ca_server.store.acme_retention import expired_orders, forget_orders
+from ca_server.store.acme_retention import expired_orders, forget_orders, forget_preauthorizations
 from ca_server.store.acme_tables import acme_authorizations
 from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
@@ -53,7 +54,7 @@ from ca_server.store.database import Along, Database
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import ChallengeWork, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -65,9 +66,9 @@ def account_lock(account_id: str) -> str:
     return f"acme-account:{account_id}"
 
 
-def key_lock(account: Account) -> str:
-    """Name of the lock under which a key gets its account."""
-    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
+def key_lock(account: Account, thumbprint: str | None = None) -> str:
+    """Name of the lock under which a key, of that thumbprint or the account's own, gets its account."""
+    return f"acme-key:{account.tenant}:{thumbprint or account.key_thumbprint}"
 
 
 class SqlAcmeStore:
@@ -137,20 +138,35 @@ class SqlAcmeStore:
         self,
         account_id: str,
         contacts: tuple[str, ...] | None,
-        terms_agreed_at: datetime | None,
+        agreement: Agreement | None,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Account:
         values: dict[str, object] = {}
         if contacts is not None:
             values["contacts"] = json.dumps(contacts)
-        if terms_agreed_at is not None:
-            values["terms_agreed_at"] = terms_agreed_at
+        if agreement is not None:
+            values |= {"terms_agreed_at": agreement.at, "terms_of_service": agreement.terms_of_service}
         return await self._write(
             lambda connection: change_account(connection, account_id, values),
             account_id=account_id,
             events=events,
             nonce=nonce,
+        )
+
+    async def change_account_key(
+        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> KeyHolder:
+        def work(connection: Connection) -> KeyHolder:
+            holder = change_account_key(connection, account, jwk, thumbprint)
+            if holder.changed:
+                insert_events(connection, events)
+            return holder
+
+        return await self._database.write(
+            work,
+            locks=(account_lock(account.id), key_lock(account, thumbprint)),
+            once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
         )
 
     async def deactivate_account(
@@ -219,7 +235,23 @@ class SqlAcmeStore:
     async def forget_orders(self, order_ids: Sequence[str]) -> None:
         await self._database.write(lambda connection: forget_orders(connection, order_ids), locks=("acme-retention",))
 
+    async def forget_preauthorizations(self, before: datetime, limit: int) -> int:
+        return await self._database.write(
+            lambda connection: forget_preauthorizations(connection, before, limit), locks=("acme-retention",)
+        )
+
     # --- Authorizations and challenges ----------------------------------------------------------------------------
+
+    async def create_authorization(
+        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> Authorization:
+        def work(connection: Connection) -> Authorization:
+            found, created = preauthorize(connection, candidate, max_open)
+            if created:
+                insert_events(connection, events)
+            return found
+
+        return await self._write(work, account_id=candidate.account_id, nonce=nonce)
 
     async def authorization(self, authorization_id: str) -> Authorization | None:
         found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))

@@ -14,7 +14,7 @@ from ca_server.store.claims import OnceTable
 from ca_server.store.statements import Prepared
 from ca_server.store.types import AnyRow
 from protocols.acme.model import AuthorizationStatus, sources_of
-from protocols.acme.ports import NonceReplayedError
+from protocols.acme.ports import KeyHolder, NonceReplayedError
 
 USED_NONCES = OnceTable(acme_nonces, acme_nonces.c.nonce, acme_nonces.c.expires_at, NonceReplayedError)
 
@@ -41,6 +41,7 @@ def account_of(row: AnyRow) -> Account:
         created_at=row.created_at,
         contacts=tuple(json.loads(row.contacts)),
         terms_agreed_at=row.terms_agreed_at,
+        terms_of_service=row.terms_of_service,
         eab_kid=row.eab_kid,
         eab_binding=row.eab_binding,
         tenant=row.tenant,
@@ -58,6 +59,7 @@ def insert_account(connection: Connection, account: Account) -> None:
             "status": account.status.value,
             "created_at": account.created_at,
             "terms_agreed_at": account.terms_agreed_at,
+            "terms_of_service": account.terms_of_service,
             "eab_kid": account.eab_kid,
             "contacts": json.dumps(account.contacts),
             "jwk": account.jwk,
@@ -78,20 +80,31 @@ def account_by_id(connection: Connection, account_id: str) -> Account | None:
     return None if row is None else account_of(row)
 
 
-def change_account(connection: Connection, account_id: str, values: dict[str, Any]) -> Account:
-    """Change a valid account and return it. UNAUTHORIZED where it is not valid (any more)."""
+def change_account(connection: Connection, account_id: str, values: dict[str, Any], *conditions: Any) -> Account:
+    """Change a valid account that meets the conditions, and return it. UNAUTHENTICATED where it does not (any more)."""
     if values:
         done = connection.execute(
             update(acme_accounts)
-            .where(acme_accounts.c.id == account_id, acme_accounts.c.status == AccountStatus.VALID.value)
+            .where(acme_accounts.c.id == account_id, acme_accounts.c.status == AccountStatus.VALID.value, *conditions)
             .values(**values)
         )
         if done.rowcount != 1:
-            raise CaError(ErrorKind.UNAUTHENTICATED, "the account is not valid")
+            raise CaError(ErrorKind.UNAUTHENTICATED, "the account was deactivated, or got another key")
     account = account_by_id(connection, account_id)
     if account is None:
         raise CaError(ErrorKind.NOT_FOUND, "there is no such account")
     return account
+
+
+def change_account_key(connection: Connection, account: Account, jwk: bytes, thumbprint: str) -> KeyHolder:
+    """Replace the key that `account` has; or return who has the new one. UNAUTHENTICATED as `change_account`."""
+    standing = account_by_thumbprint(connection, account.tenant, thumbprint)
+    if standing is not None:
+        return KeyHolder(standing, changed=False)
+    # Of two changes that one old key signed, the second finds another key.
+    is_old = acme_accounts.c.key_thumbprint == account.key_thumbprint
+    values = {"key_thumbprint": thumbprint, "jwk": jwk}
+    return KeyHolder(change_account(connection, account.id, values, is_old), changed=True)
 
 
 def close_account(connection: Connection, account_id: str, error: bytes, tenant: str) -> Account:

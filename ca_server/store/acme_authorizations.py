@@ -1,11 +1,12 @@
 """ACME authorizations with their challenges, inside a transaction."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, func, literal_column, select, update
 
+from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_tables import acme_authorizations, acme_challenges
 from ca_server.store.rows import insert_rows
@@ -13,7 +14,7 @@ from ca_server.store.statements import Prepared, is_one_of
 from ca_server.store.types import AnyRow
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 
-_NEW = ("id", "account_id", "type", "value", "wildcard", "status", "created_at", "expires_at")
+_NEW = ("id", "account_id", "type", "value", "wildcard", "status", "created_at", "expires_at", "preauthorized")
 _INSERT = insert_rows(acme_authorizations, _NEW)
 _NEW_CHALLENGE = ("id", "authorization_id", "account_id", "type", "token", "status", "attempts")
 _INSERT_CHALLENGES = insert_rows(acme_challenges, _NEW_CHALLENGE)
@@ -51,11 +52,29 @@ _REUSABLE_ALL = select(
 _REUSABLE = _REUSABLE_ALL.where(acme_authorizations.c.value.in_(bindparam("names", expanding=True)))
 _REUSABLE_ONE = Prepared(_REUSABLE_ALL.where(acme_authorizations.c.value == bindparam("name")))
 
+_COUNT_OPEN = Prepared(
+    select(func.count())
+    .select_from(acme_authorizations)
+    .where(
+        acme_authorizations.c.account_id == bindparam("of_account"),
+        # Written out, so that the database sees that its partial index serves.
+        literal_column("preauthorized AND status = 'pending'"),
+        acme_authorizations.c.expires_at > bindparam("now"),
+    )
+)
+
+LEAST_REMAINING = timedelta(minutes=5)
+"""An authorization that expires sooner is not reused: it would leave a client no time."""
+_RETRY_AFTER = 300
+"""Seconds until an account with too much unfinished should ask again."""
+
 Standing = tuple[str, datetime]
 """A valid authorization: its id and its expiry."""
 
 
-def insert_authorizations(connection: Connection, made: Sequence[Authorization]) -> None:
+def insert_authorizations(
+    connection: Connection, made: Sequence[Authorization], *, preauthorized: bool = False
+) -> None:
     """Create authorizations with their challenges."""
     _INSERT.execute(
         connection,
@@ -69,6 +88,7 @@ def insert_authorizations(connection: Connection, made: Sequence[Authorization])
                 "status": each.status.value,
                 "created_at": each.created_at,
                 "expires_at": each.expires_at,
+                "preauthorized": preauthorized,
             }
             for each in made
         ],
@@ -89,6 +109,28 @@ def insert_authorizations(connection: Connection, made: Sequence[Authorization])
             for challenge in each.challenges
         ],
     )
+
+
+def preauthorize(connection: Connection, candidate: Authorization, max_open: int) -> tuple[Authorization, bool]:
+    """The account's valid authorization for a name, or else the candidate, created, and whether it was.
+
+    RATE_LIMITED where the account has `max_open` pending ones that it asked for by themselves.
+    """
+    standing = reusable(connection, [candidate], candidate.created_at + LEAST_REMAINING)
+    found = standing.get((candidate.identifier, candidate.wildcard))
+    if found is not None:
+        return authorizations(connection, [found[0]])[0], False
+    parameters = {"of_account": candidate.account_id, "now": candidate.created_at}
+    count = _COUNT_OPEN.execute(connection, parameters).one()[0]
+    if count >= max_open:
+        raise CaError(
+            ErrorKind.RATE_LIMITED,
+            f"the account has {count} pending authorizations; finish them, or wait until they expire",
+            rule="acme.max_open_authorizations",
+            retry_after=_RETRY_AFTER,
+        )
+    insert_authorizations(connection, [candidate], preauthorized=True)
+    return authorizations(connection, [candidate.id])[0], True
 
 
 def reusable(

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Table, and_, bindparam, exists, func, insert, literal_column, or_, select, update
@@ -12,7 +11,7 @@ from ca_server.domain.accounts import AccountStatus
 from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
-from ca_server.store.acme_authorizations import authorizations, insert_authorizations, reusable
+from ca_server.store.acme_authorizations import LEAST_REMAINING, authorizations, insert_authorizations, reusable
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
 from ca_server.store.rows import insert_rows
@@ -30,8 +29,6 @@ from protocols.acme.ports import Lessee, OpenBounds, OrderWork, Work
 
 _LINKS = acme_order_links
 _PROCESSING = OrderStatus.PROCESSING.value
-_LEAST_REMAINING = timedelta(minutes=5)
-"""An authorization that expires sooner is not reused: its order would leave a client no time."""
 _MARKED_AT_ONCE = 1_000
 _RETRY_AFTER = 300
 """Seconds until an account with too much unfinished should ask again."""
@@ -130,7 +127,7 @@ def insert_order(
     The number of statements does not grow with the number of names.
     """
     _check_bounds(connection, order, len(candidates), bounds)
-    standing = reusable(connection, candidates, order.created_at + _LEAST_REMAINING)
+    standing = reusable(connection, candidates, order.created_at + LEAST_REMAINING)
     chosen: list[str] = []
     made: list[Authorization] = []
     expires_at = order.expires_at

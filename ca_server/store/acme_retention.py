@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, exists, select
+from sqlalchemy import Connection, delete, exists, literal_column, select
 
 from ca_server.store.acme_orders import has_certificate
 from ca_server.store.acme_tables import acme_authorizations, acme_challenges, acme_order_links, acme_orders
@@ -45,7 +45,28 @@ def forget_orders(connection: Connection, order_ids: Sequence[str]) -> None:
     connection.execute(delete(acme_orders).where(acme_orders.c.id.in_(order_ids)))
     needed = select(_LINKS.c.authorization_id).where(_LINKS.c.authorization_id.in_(candidates))
     kept = set(connection.execute(needed).scalars())
-    left = [each for each in candidates if each not in kept]
-    if left:
-        connection.execute(delete(acme_challenges).where(acme_challenges.c.authorization_id.in_(left)))
-        connection.execute(delete(acme_authorizations).where(acme_authorizations.c.id.in_(left)))
+    _forget_authorizations(connection, [each for each in candidates if each not in kept])
+
+
+def forget_preauthorizations(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete authorizations asked for by themselves that expired before and that no order has; returns how many."""
+    query = (
+        select(acme_authorizations.c.id)
+        .where(
+            # Written out, so that the database sees that its partial index serves.
+            literal_column("acme_authorizations.preauthorized"),
+            acme_authorizations.c.expires_at < before,
+            ~exists(select(_LINKS.c.order_id).where(_LINKS.c.authorization_id == acme_authorizations.c.id)),
+        )
+        .order_by(acme_authorizations.c.expires_at)
+        .limit(limit)
+    )
+    found = tuple(connection.execute(query).scalars())
+    _forget_authorizations(connection, found)
+    return len(found)
+
+
+def _forget_authorizations(connection: Connection, ids: Sequence[str]) -> None:
+    if ids:
+        connection.execute(delete(acme_challenges).where(acme_challenges.c.authorization_id.in_(ids)))
+        connection.execute(delete(acme_authorizations).where(acme_authorizations.c.id.in_(ids)))

@@ -1,6 +1,18 @@
 """Tables of the ACME front-end. An order's certificate is found by its enrollment; no table here names it."""
 
-from sqlalchemy import Boolean, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, UniqueConstraint, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    UniqueConstraint,
+    false,
+    text,
+)
 
 from ca_server.store.metadata import metadata
 from ca_server.store.types import Id, UtcTime
@@ -18,6 +30,7 @@ acme_accounts = Table(
     Column("contacts", String, nullable=False),
     Column("jwk", LargeBinary, nullable=False),
     Column("eab_binding", LargeBinary),
+    Column("terms_of_service", String),
     UniqueConstraint("tenant", "key_thumbprint"),
 )
 
@@ -71,7 +84,22 @@ acme_authorizations = Table(
     Column("status", String, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
+    # Asked for by itself: an order may never come to stand on it.
+    Column("preauthorized", Boolean, nullable=False, server_default=false()),
     Index("ix_acme_authorizations_name", "account_id", "value", "status", "expires_at"),
+    Index(
+        "ix_acme_authorizations_preauthorized_open",
+        "account_id",
+        "expires_at",
+        sqlite_where=text("preauthorized AND status = 'pending'"),
+        postgresql_where=text("preauthorized AND status = 'pending'"),
+    ),
+    Index(
+        "ix_acme_authorizations_preauthorized",
+        "expires_at",
+        sqlite_where=text("preauthorized"),
+        postgresql_where=text("preauthorized"),
+    ),
 )
 
 acme_order_links = Table(

@@ -7,16 +7,20 @@ from typing import Any
 
 import msgspec
 
+from ca_server.core.keycheck import check_strength
 from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import Account, AccountRegistered, AccountRegistration, AccountStatus
-from ca_server.domain.audit import EventType
+from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError, ErrorKind
 from protocols.acme.exchange import Exchange
+from protocols.acme.jwk import Jwk
 from protocols.acme.jws import parse_binding
+from protocols.acme.key_change import parse_key_change
 from protocols.acme.objects import AccountUpdate, NewAccount, decode_payload, parse_contact
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore
+from protocols.acme.ports import AcmeStore, Agreement
 from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 
 ORDERS_PAGE = 100
@@ -51,14 +55,10 @@ class Accounts:
             return AccountRegistered(standing, created=False)
         if wanted.onlyReturnExisting:
             raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "there is no account for this key"))
+        await self._check_key(exchange, exchange.key)
         contacts = self._contacts(wanted.contact or ())
         if self._options.terms_of_service and not wanted.termsOfServiceAgreed:
-            raise ProblemError(
-                Problem(
-                    ErrorType.USER_ACTION_REQUIRED,
-                    f"agree to the terms of service: {self._options.terms_of_service}",
-                )
-            )
+            raise must_agree(self._options.terms_of_service)
         account = Account(
             id=token_urlsafe(16),
             key_thumbprint=exchange.key.thumbprint,
@@ -68,6 +68,7 @@ class Accounts:
             contacts=contacts,
             terms_agreed_at=exchange.now if wanted.termsOfServiceAgreed else None,
             tenant=self._options.tenant,
+            terms_of_service=self._terms if wanted.termsOfServiceAgreed else None,
         )
         if wanted.externalAccountBinding is not None:
             return await self._create_bound(exchange, account, bytes(wanted.externalAccountBinding))
@@ -96,6 +97,14 @@ class Accounts:
             AccountRegistration(bound, binding, exchange.profile, exchange.request_id, exchange.source)
         )
 
+    @property
+    def _terms(self) -> str | None:
+        return self._options.terms_of_service or None
+
+    def _has_agreed(self, account: Account) -> bool:
+        """Whether the account agreed to what there is to agree to; an agreement to nothing is remembered too."""
+        return account.terms_agreed_at is not None and has_agreed(account, self._options.terms_of_service)
+
     def _contacts(self, contacts: Sequence[str]) -> tuple[str, ...]:
         if len(contacts) > self._options.max_contacts:
             raise CaError(ErrorKind.MALFORMED, f"at most {self._options.max_contacts} contacts")
@@ -121,13 +130,59 @@ class Accounts:
             exchange.nonce_used()
             return changed
         contacts = None if wanted.contact is None else self._contacts(wanted.contact)
-        agreed = exchange.now if wanted.termsOfServiceAgreed and account.terms_agreed_at is None else None
-        if contacts is None and agreed is None:
+        agreement = None
+        if wanted.termsOfServiceAgreed and not self._has_agreed(account):
+            agreement = Agreement(exchange.now, self._terms)
+        if contacts is None and agreement is None:
             return account
         event = exchange.event(EventType.ACCOUNT_UPDATED, object=subject)
-        changed = await self._store.update_account(account.id, contacts, agreed, [event], exchange.nonce)
+        changed = await self._store.update_account(account.id, contacts, agreement, [event], exchange.nonce)
         exchange.nonce_used()
         return changed
+
+    async def change_key(self, exchange: Exchange) -> Account:
+        """KeyChange (RFC 8555 section 7.3.5): orders and authorizations stay, the old key is nobody's from then on.
+
+        A key that an account has already, be it this one, is refused with that account's URL.
+        """
+        account = exchange.own_account
+        new = parse_key_change(exchange.payload, exchange.url, self._urls.account(account.id), exchange.key)
+        await self._check_key(exchange, new)
+        event = exchange.event(
+            EventType.ACCOUNT_KEY_CHANGED,
+            object=f"acme:{account.id}",
+            extra={"old": account.key_thumbprint, "new": new.thumbprint},
+        )
+        holder = await self._store.change_account_key(account, new.canonical, new.thumbprint, [event], exchange.nonce)
+        exchange.nonce_used()
+        if holder.changed:
+            return holder.account
+        url = self._urls.account(holder.account.id)
+        await self._record_refusal(exchange, new, f"the key is that of {url}", "acme.key_taken")
+        raise ProblemError(
+            Problem(ErrorType.MALFORMED, "an account has this key already", 409, rule="acme.key_taken", location=url)
+        )
+
+    async def _check_key(self, exchange: Exchange, key: Jwk) -> None:
+        """Refuse a key on the blocklist or a weak one for an account, on record. BAD_PUBLIC_KEY."""
+        blocked = await self._store.spki_blocked(key.spki_sha256)
+        try:
+            check_strength(key.public_key, blocked=blocked)
+        except CaError as error:
+            await self._record_refusal(exchange, key, error.detail, error.rule)
+            raise
+
+    async def _record_refusal(self, exchange: Exchange, key: Jwk, reason: str, rule: str | None) -> None:
+        event = exchange.event(
+            EventType.ACCESS_REFUSED,
+            Outcome.DENIED,
+            object=f"acme-key:{key.thumbprint}",
+            profile=exchange.profile,
+            reason=reason,
+            rule=rule,
+        )
+        await self._store.record([event], exchange.nonce)
+        exchange.nonce_used()
 
     async def orders(self, account: Account, after: str | None) -> OrdersPage:
         """A page of the account's orders (RFC 8555 section 7.1.2.1)."""
@@ -142,7 +197,7 @@ class Accounts:
             "contact": list(account.contacts),
             "orders": self._urls.account_orders(account.id),
         }
-        if account.terms_agreed_at is not None:
+        if self._has_agreed(account):
             shown["termsOfServiceAgreed"] = True
         if account.eab_binding is not None:
             shown["externalAccountBinding"] = msgspec.Raw(account.eab_binding)

@@ -96,6 +96,12 @@ class NewOrder(Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, _in_utc(time))
 
 
+class NewAuthorization(Struct, frozen=True):
+    """Payload of newAuthz (RFC 8555 section 7.4.1)."""
+
+    identifier: OrderIdentifier
+
+
 class Finalize(Struct, frozen=True):
     """Payload of finalize (RFC 8555 section 7.4): the CSR in DER."""
 

@@ -37,6 +37,8 @@ class AcmeOptions:
     max_open_orders: int = 300
     max_open_names: int = 3000
     """Names, and so authorizations, of one account's unfinished orders together."""
+    max_open_authorizations: int = 300
+    """Pending authorizations that one account asked for by themselves."""
     max_jws: int = MAX_JWS
     unsafe_skip_validation: bool = False
     """Challenges are valid at once, without a look: for staging CAs alone."""

@@ -28,10 +28,11 @@ from protocols.acme.model import (
     OrderIdentifier,
     OrderStatus,
 )
-from protocols.acme.objects import Finalize, NewOrder, decode_payload
+from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_payload
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, OpenBounds, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
 
@@ -61,7 +62,7 @@ class Orders:
 
     async def create(self, exchange: Exchange) -> Order:
         """NewOrder: names by policy, authorizations new or reused; refusals are on record with their rule."""
-        account = exchange.own_account
+        account = self._agreed(exchange)
         wanted = decode_payload(NewOrder, exchange.payload)
         profile = self._profile(exchange.profile)
         identifiers = self._identifiers([(item.type, item.value) for item in wanted.identifiers])
@@ -99,6 +100,44 @@ class Orders:
         created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
         exchange.nonce_used()
         return created
+
+    async def authorize(self, exchange: Exchange) -> Authorization:
+        """NewAuthz: one name by policy as for an order, authorized before there is any (RFC 8555 section 7.4.1).
+
+        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards: orders alone
+        can have them.
+        """
+        account = self._agreed(exchange)
+        wanted = decode_payload(NewAuthorization, exchange.payload).identifier
+        profile = self._profile(exchange.profile)
+        name = self._identifiers([(wanted.type, wanted.value)])[0].identifier
+        denials = await self._denials(exchange, profile, (name,))
+        if name.is_wildcard:
+            denials = (
+                Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name),
+            )
+        if denials:
+            await self._record_refusal(exchange, profile.name, (name,), denials[0])
+            raise refusal(denials)
+        candidate = self._authorization(account, name, exchange.now, exchange.now + self._options.order_lifetime)
+        event = exchange.event(
+            EventType.AUTHORIZATION_CREATED,
+            object=f"acme-authorization:{candidate.id}",
+            profile=profile.name,
+            names=(str(name),),
+        )
+        found = await self._store.create_authorization(
+            candidate, self._options.max_open_authorizations, [event], exchange.nonce
+        )
+        exchange.nonce_used()
+        return found
+
+    def _agreed(self, exchange: Exchange) -> Account:
+        """The account, which agreed to the terms that are in force now."""
+        terms = self._options.terms_of_service
+        if not has_agreed(exchange.own_account, terms):
+            raise must_agree(terms)
+        return exchange.own_account
 
     async def _denials(self, exchange: Exchange, profile: Profile, names: Sequence[Identifier]) -> tuple[Deny, ...]:
         only = await self._store.bound_profile(exchange.own_account)

@@ -32,6 +32,22 @@ class NonceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """That an account agrees to the terms at a URL; None where there are none."""
+
+    at: datetime
+    terms_of_service: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHolder:
+    """The account that has a key; `changed` is false where it had it before."""
+
+    account: Account
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A challenge or an order that this process may work on until its lease runs out."""
 
@@ -115,11 +131,20 @@ class AcmeStore(Protocol):
         self,
         account_id: str,
         contacts: tuple[str, ...] | None,
-        terms_agreed_at: datetime | None,
+        agreement: Agreement | None,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
     ) -> Account:
         """Change what is not None of a valid account."""
+
+    async def change_account_key(
+        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> KeyHolder:
+        """Give a valid account the key of that thumbprint in place of the one in `account`, and nothing else.
+
+        The account that has the key is returned as it stands, also where it is this one. UNAUTHENTICATED where the
+        account is not valid, or has another key than `account` says (any more).
+        """
 
     async def deactivate_account(
         self, account_id: str, error: bytes, events: Sequence[AuditEvent], nonce: NonceUse | None
@@ -138,6 +163,14 @@ class AcmeStore(Protocol):
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
         where the account's unfinished ones are at the bounds.
+        """
+
+    async def create_authorization(
+        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+    ) -> Authorization:
+        """The account's valid authorization for the name, or else the candidate, created (RFC 8555 section 7.4.1).
+
+        RATE_LIMITED where the account has `max_open` pending ones that were created here.
         """
 
     async def order(self, order_id: str) -> Order | None:
@@ -227,6 +260,9 @@ class AcmeStore(Protocol):
 
     async def forget_orders(self, order_ids: Sequence[str]) -> None:
         """Delete orders, with the authorizations and challenges that no other order has."""
+
+    async def forget_preauthorizations(self, before: datetime, limit: int) -> int:
+        """Delete what `create_authorization` made, that expired before and that no order has; returns how many."""
 
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         """The stored certificate that is byte for byte the one given."""

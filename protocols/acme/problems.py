@@ -133,6 +133,10 @@ class Problem:
     retry_after: int | None = None
     instance: str | None = None
     """A URL that a person is to visit, in a userActionRequired."""
+    terms_of_service: str | None = None
+    """URL of the terms to agree to, for the header (RFC 8555 section 7.3.3)."""
+    location: str | None = None
+    """URL of the account that is in the way, for the header (RFC 8555 section 7.3.5)."""
     rule: str | None = None
     """The rule of the policy that refused: an extension member for the operators of clients."""
 
@@ -160,7 +164,12 @@ class Problem:
     @property
     def headers(self) -> dict[str, str]:
         """Header fields that go with the document."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.location is not None:
+            headers["Location"] = self.location
+        if self.terms_of_service is not None:
+            headers["Link"] = f'<{self.terms_of_service}>;rel="terms-of-service"'
+        return headers
 
 
 class ProblemError(Exception):

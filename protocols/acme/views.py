@@ -11,6 +11,7 @@ from aiohttp import web
 
 from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
+from ca_server.domain.accounts import Account
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError
 from ca_server.web.middleware import render_refusals
@@ -19,7 +20,7 @@ from protocols.acme.authorizations import Authorizations
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
 from protocols.acme.jwk import JwsError
-from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, OrderStatus
+from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import ContactError, PayloadError
 from protocols.acme.options import MAX_JWS, AcmeOptions
@@ -147,6 +148,9 @@ class AcmeFrontEnd:
             return
         while found := await self._store.expired_orders(now - self._options.retention, FORGET_LIMIT):
             await self._store.forget_orders(found)
+        before = now - self._options.retention
+        while await self._store.forget_preauthorizations(before, FORGET_LIMIT) == FORGET_LIMIT:
+            pass
         self._retention_due = now + RETENTION_INTERVAL
 
     # --- Routes ---------------------------------------------------------------------------------------------------
@@ -161,6 +165,8 @@ class AcmeFrontEnd:
             add("GET", f"{prefix}/new-nonce", self._guarded(self._new_nonce))
             add("POST", f"{prefix}/new-account", self._signed(self._new_account, by_key=True))
             add("POST", f"{prefix}/new-order", self._signed(self._new_order))
+            add("POST", f"{prefix}/new-authz", self._signed(self._new_authorization))
+            add("POST", f"{prefix}/key-change", self._signed(self._change_key))
             add("POST", f"{prefix}/revoke-cert", self._signed(self._revoke, by_key=True))
         which = f"{{id:{ID}}}"
         add("POST", f"/acme/account/{which}", self._signed(self._account))
@@ -264,7 +270,9 @@ class AcmeFrontEnd:
             "newNonce": self._urls.entry("new-nonce", profile),
             "newAccount": self._urls.entry("new-account", profile),
             "newOrder": self._urls.entry("new-order", profile),
+            "newAuthz": self._urls.entry("new-authz", profile),
             "revokeCert": self._urls.entry("revoke-cert", profile),
+            "keyChange": self._urls.entry("key-change", profile),
             "meta": meta,
         }
         return _json(directory, headers={"Cache-Control": "public, max-age=60"})
@@ -315,7 +323,12 @@ class AcmeFrontEnd:
 
     async def _account(self, request: web.Request, exchange: Exchange) -> web.Response:
         self._check_own(request, exchange)
-        account = await self._accounts.change(exchange)
+        return self._show_account(await self._accounts.change(exchange))
+
+    async def _change_key(self, _request: web.Request, exchange: Exchange) -> web.Response:
+        return self._show_account(await self._accounts.change_key(exchange))
+
+    def _show_account(self, account: Account) -> web.Response:
         return _json(self._accounts.render(account), headers={"Location": self._urls.account(account.id)})
 
     async def _account_orders(self, request: web.Request, exchange: Exchange) -> web.Response:
@@ -346,10 +359,20 @@ class AcmeFrontEnd:
             answer.headers["Retry-After"] = str(retry_after(order, datetime.now(UTC)))
         return answer
 
+    async def _new_authorization(self, _request: web.Request, exchange: Exchange) -> web.Response:
+        found = await self._orders.authorize(exchange)
+        # Also for one that stood: Go's client takes no other answer.
+        answer = self._show_authorization(found, exchange.now, status=201)
+        answer.headers["Location"] = self._urls.authorization(found.id)
+        return answer
+
     async def _authorization(self, request: web.Request, exchange: Exchange) -> web.Response:
         found = await self._authorizations.show(exchange, request.match_info["id"])
-        answer = _json(self._authorizations.render(found, exchange.now))
-        if found.status_at(exchange.now) is AuthorizationStatus.PENDING:
+        return self._show_authorization(found, exchange.now)
+
+    def _show_authorization(self, found: Authorization, now: datetime, status: int = 200) -> web.Response:
+        answer = _json(self._authorizations.render(found, now), status=status)
+        if found.status_at(now) is AuthorizationStatus.PENDING:
             answer.headers["Retry-After"] = RETRY_AFTER
         return answer
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
 
@@ -47,6 +48,9 @@ def test_no_statement_reads_a_whole_table_that_grows(
         customer = enroll(server)
         certificate = customer.certificate(tmp_path, "growth.test", "second.growth.test")
         customer.client.revoke(x509.load_pem_x509_certificate(certificate.read_bytes()))
+        name = {"identifier": {"type": "dns", "value": "later.growth.test"}}
+        customer.client.post(customer.client.directory["newAuthz"], name)
+        customer.client.change_key(ec.generate_private_key(ec.SECP256R1()))
         assert server.stop() == 0, server.log_tail()
     statements = {line for file in notes.iterdir() for line in file.read_text().splitlines()}
     assert len(statements) > 80, "the notes are not of the server's work"

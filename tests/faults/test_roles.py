@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from databases import PostgresServer, administer, run_apart
 from interoplib.commands import told
 from interoplib.enrollment import Enrollment, Surroundings
@@ -126,6 +127,9 @@ def test_the_whole_server_works(separated: Separated, enroll: Callable[[Server],
     customer = enroll(server)
     kept, revoked = (customer.certificate(tmp_path, f"{name}.example.test") for name in ("kept", "revoked"))
     customer.client.revoke(x509.load_pem_x509_certificate(revoked.read_bytes()))
+    name = {"identifier": {"type": "dns", "value": "later.example.test"}}
+    customer.client.post(customer.client.directory["newAuthz"], name)
+    customer.client.change_key(ec.generate_private_key(ec.SECP256R1()))
     relying = Relying(tmp_path, server.root, server.issuing)
     assert f"{kept}: good" in relying.ocsp(kept)
     assert f"{revoked}: revoked" in relying.ocsp(revoked)

@@ -317,7 +317,7 @@ def test_database_damaged(patient: Server) -> None:
 def test_schema_of_another_version(patient: Server) -> None:
     change_database(patient, "UPDATE alembic_version SET version_num = '0002'")
     found = findings(patient, code=1)
-    assert "schema 0002, wanted 0003" in found["database"][1]
+    assert "schema 0002, wanted 0004" in found["database"][1]
 
 
 def test_log_rolled_back(patient: Server, healthy: Server) -> None:

@@ -25,6 +25,7 @@ from protocols.acme.jws import (
     parse_jws,
     verify_jws,
 )
+from protocols.acme.key_change import parse_key_change
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import (
     AccountUpdate,
@@ -34,6 +35,7 @@ from protocols.acme.objects import (
     Finalize,
     KeyChange,
     NewAccount,
+    NewAuthorization,
     NewOrder,
     PayloadError,
     RevokeCert,
@@ -49,6 +51,7 @@ KINDS = (
     Finalize,
     KeyChange,
     NewAccount,
+    NewAuthorization,
     NewOrder,
     RevokeCert,
 )
@@ -87,9 +90,10 @@ def signer(algorithm: str) -> tuple[dict[str, str], Signer]:
 
 
 def signed(algorithm: str, payload: bytes, **more: Any) -> bytes:
-    """A JWS as a client would send it."""
+    """A JWS as a client would send it; None leaves a member of the header out."""
     jwk, sign = signer(algorithm)
-    header = b64url_encode(json.dumps({"alg": algorithm, "nonce": "AAAA", "url": URL, "jwk": jwk, **more}).encode())
+    members = {"alg": algorithm, "nonce": "AAAA", "url": URL, "jwk": jwk, **more}
+    header = b64url_encode(json.dumps({name: value for name, value in members.items() if value is not None}).encode())
     body = b64url_encode(payload)
     signature = b64url_encode(sign(f"{header}.{body}".encode()))
     return json.dumps({"protected": header, "payload": body, "signature": signature}).encode()
@@ -162,6 +166,36 @@ def test_any_key_is_read_or_a_typed_error(data: dict[str, Any] | bytes) -> None:
 def test_any_binding_is_refused_with_a_typed_error(body: bytes) -> None:
     with suppress(JwsError):
         parse_binding(body, URL, ACCOUNT_KEY)
+
+
+ACCOUNT = "https://ca.test/acme/account/1"
+inner_payloads = st.fixed_dictionaries(
+    {},
+    optional={
+        "account": st.just(ACCOUNT) | json_values,
+        "oldKey": st.just(signer("ES256")[0]) | jwks | json_values,
+    },
+).map(lambda value: json.dumps(value).encode())
+
+
+@given(bodies)
+def test_any_key_change_is_refused_with_a_typed_error(body: bytes) -> None:
+    with pytest.raises((JwsError, PayloadError)):
+        parse_key_change(body, URL, ACCOUNT, ACCOUNT_KEY)
+
+
+@given(inner_payloads | st.binary(max_size=60), st.sampled_from([URL, ACCOUNT]), st.booleans())
+@settings(deadline=None)
+def test_a_signed_key_change_is_taken_only_where_all_of_it_is_right(payload: bytes, url: str, nonce: bool) -> None:
+    header = {"url": url} | ({"nonce": "AAAA"} if nonce else {"nonce": None})
+    body = signed("EdDSA", payload, **header)
+    try:
+        new = parse_key_change(body, URL, ACCOUNT, ACCOUNT_KEY)
+    except (JwsError, PayloadError):
+        return
+    members = json.loads(payload)
+    assert (members["account"], parse_jwk(members["oldKey"])) == (ACCOUNT, ACCOUNT_KEY)
+    assert (url, nonce, new) == (URL, False, parse_jwk(signer("EdDSA")[0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -38,7 +38,7 @@ from ca_server.core.ports import CreateEab, Health, Ping
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.revocation import Revocation
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
-from ca_server.domain.certificates import IssuedCertificate, RevocationRequest, RevokedCertificate
+from ca_server.domain.certificates import BlockedKey, IssuedCertificate, RevocationRequest, RevokedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
@@ -586,6 +586,11 @@ class World:
         """The leaves of one type of event, in the order of their commit."""
         rows = await self.query(f"SELECT leaf FROM audit_events WHERE type = '{kind}' ORDER BY id")
         return [json.loads(row[0]) for row in rows]
+
+    async def block(self, spki_sha256: bytes) -> None:
+        """Put a public key on the blocklist."""
+        key = BlockedKey(spki_sha256, "test", datetime.now(UTC))
+        await SqlIssuanceStore(self.database).block_spki(key, [])
 
     async def eab(self, **members: Any) -> tuple[str, str]:
         created = await self.core.accounts.create(CreateEab(**members), "uid:0")

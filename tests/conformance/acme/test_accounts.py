@@ -80,6 +80,57 @@ async def test_terms_of_service(world, new_client, external):
     assert (await client.register()).json["termsOfServiceAgreed"] is True
 
 
+TERMS, LATER_TERMS = "https://ca.example.test/terms", "https://ca.example.test/terms/2"
+
+
+def is_told_to_agree(answer, terms):
+    assert (answer.status, answer.problem) == (403, "userActionRequired")
+    assert answer.json["instance"] == terms
+    assert answer.links("terms-of-service") == [terms]
+    return True
+
+
+@pytest.mark.parametrize("before", [TERMS, ""])
+async def test_terms_of_service_that_changed_are_agreed_to_anew(world, external, csr, before):
+    world.resolve("a.test", "b.test")
+    await world.serve(replace(world.options, terms_of_service=before))
+    client = await world.client()
+    assert (await client.post(client.kid)).json["termsOfServiceAgreed"] is True
+    ready = await client.ready("a.test")
+    await world.serve(replace(world.options, terms_of_service=LATER_TERMS), process="front-2")
+    name = {"identifier": {"type": "dns", "value": "b.test"}}
+    for _ in range(2):
+        assert is_told_to_agree(await client.order("b.test"), LATER_TERMS)
+        assert is_told_to_agree(await client.post(f"{external}/acme/new-authz", name), LATER_TERMS)
+        shown = await client.post(client.kid, {"contact": ["mailto:a@a.test"], "termsOfServiceAgreed": False})
+        assert (shown.status, "termsOfServiceAgreed" in shown.json) == (200, False)
+    assert (await client.finalize(ready, csr("a.test"))).json["status"] == "valid", "what was begun is finished"
+    agreed = await client.post(client.kid, {"termsOfServiceAgreed": True})
+    assert (agreed.status, agreed.json["termsOfServiceAgreed"]) == (200, True)
+    assert (await client.order("b.test")).status == 201
+    assert (await client.post(f"{external}/acme/new-authz", name)).status == 201
+    told = len(await world.audit("account.updated"))
+    assert (await client.post(client.kid, {"termsOfServiceAgreed": True})).status == 200
+    assert len(await world.audit("account.updated")) == told, "who has agreed agrees to nothing new"
+
+
+async def test_terms_are_agreed_to_by_a_bound_account_too(world, new_client, binding):
+    await world.serve(replace(world.options, terms_of_service=TERMS))
+    client = new_client(world)
+    assert is_told_to_agree(await client.register(termsOfServiceAgreed=False), TERMS)
+    kid, secret = await world.eab()
+    bound = binding(client.key.jwk, f"{client.base}/new-account", kid, secret)
+    assert (await client.register(externalAccountBinding=bound)).json["termsOfServiceAgreed"] is True
+    assert (await client.order("a.test")).status == 201
+
+
+async def test_without_terms_nothing_is_asked(world, new_client):
+    client = new_client(world)
+    assert (await client.register(termsOfServiceAgreed=None)).status == 201
+    assert "termsOfServiceAgreed" not in (await client.post(client.kid)).json
+    assert (await client.order("a.test")).status == 201
+
+
 async def test_weak_account_keys(world, new_client, new_key):
     from cryptography.hazmat.primitives.asymmetric import rsa
 

@@ -87,6 +87,43 @@ async def test_fact_23_by_authorizations_for_every_name(world):
     assert all(event["rule"] for event in refusals)
 
 
+COVERED = {
+    "a wildcard by itself": ("*.a.test", "*.a.test", 200),
+    "a wildcard by the name below it": ("*.a.test", "a.test", 403),
+    "a name by the wildcard above it": ("www.a.test", "*.a.test", 403),
+    "an address": ("127.0.0.1", "127.0.0.1", 200),
+    "an address and a name by the address": ("127.0.0.1 a.test", "127.0.0.1", 403),
+}
+
+
+@pytest.mark.parametrize("case", COVERED)
+async def test_fact_23_authorizations_cover_names_as_they_are_written(world, case):
+    certified, authorized, status = COVERED[case]
+    world.resolve("a.test", "www.a.test")
+    client, other = await world.client(), await world.client()
+    leaf, _ = await client.issue(*certified.split(), kind="dns-01" if "*" in certified else "http-01")
+    await other.ready(authorized, kind="dns-01" if "*" in authorized else "http-01")
+    assert (await revoke(other, leaf)).status == status
+    assert [event["authenticated_by"] for event in await world.audit("certificate.revoked")] == (
+        ["authorizations"] if status == 200 else []
+    )
+
+
+@pytest.mark.parametrize("lost", ["deactivated", "expired"])
+async def test_fact_23_authorizations_that_are_not_valid_any_more_revoke_nothing(world, lost):
+    world.resolve("a.test")
+    client, other = await world.client(), await world.client()
+    leaf, _ = await client.issue("a.test")
+    order = await other.ready("a.test")
+    (authorization,) = order.json["authorizations"]
+    if lost == "deactivated":
+        assert (await other.post(authorization, {"status": "deactivated"})).status == 200
+    else:
+        await world.execute("UPDATE acme_authorizations SET expires_at = 1")
+    refused = await revoke(other, leaf)
+    assert (refused.status, refused.problem) == (403, "unauthorized")
+
+
 @pytest.mark.parametrize(
     ("reason", "status"),
     [(None, 200), (0, 200), (10, 200), (6, 400), (7, 400), (8, 400), (11, 400), (-1, 400), (2**70, 400), ("4", 400)],

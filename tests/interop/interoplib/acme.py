@@ -77,6 +77,16 @@ class AcmeClient:
         self.account_url = answer.headers["location"]
         return self
 
+    def change_key(self, key: ec.EllipticCurvePrivateKey) -> None:
+        """KeyChange (section 7.3.5): the new key signs inside, the old one outside."""
+        url, old = self.directory["keyChange"], self.key
+        payload = {"account": self.account_url, "oldKey": self.jwk}
+        self.key = key
+        inner = self._sign({"url": url, "jwk": self.jwk}, payload)
+        self.key = old
+        self.post(url, inner)
+        self.key = key
+
     def new_order(self, *names: str) -> Order:
         body = {"identifiers": [{"type": "dns", "value": name} for name in names]}
         answer = self.post(self.directory["newOrder"], body)
@@ -141,12 +151,15 @@ class AcmeClient:
     def post(self, url: str, payload: dict[str, Any] | None) -> Answer:
         """POST, or POST-as-GET where `payload` is None."""
         identity: dict[str, Any] = {"kid": self.account_url} if self.account_url else {"jwk": self.jwk}
-        protected = b64url(json.dumps({"alg": "ES256", "nonce": self.nonce(), "url": url, **identity}).encode())
+        data = json.dumps(self._sign({"nonce": self.nonce(), "url": url, **identity}, payload)).encode()
+        return self._send(urllib.request.Request(url, data, {"Content-Type": "application/jose+json"}))
+
+    def _sign(self, header: dict[str, Any], payload: dict[str, Any] | None) -> dict[str, str]:
+        protected = b64url(json.dumps({"alg": "ES256", **header}).encode())
         body = b64url(json.dumps(payload).encode()) if payload is not None else ""
         r, s = decode_dss_signature(self.key.sign(f"{protected}.{body}".encode(), ec.ECDSA(hashes.SHA256())))
         signature = b64url(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
-        data = json.dumps({"protected": protected, "payload": body, "signature": signature}).encode()
-        return self._send(urllib.request.Request(url, data, {"Content-Type": "application/jose+json"}))
+        return {"protected": protected, "payload": body, "signature": signature}
 
     def _send(self, request: urllib.request.Request) -> Answer:
         try:
