@@ -318,5 +318,9 @@ class SqlAcmeStore:
             lambda connection: next(iter(records_of(connection, connection.execute(query).all())), None)
         )
 
+    async def certificates_by_serial(self, serial: str) -> tuple[CertificateRecord, ...]:
+        query = SELECT_RECORDS.where(certificates.c.serial == serial)
+        return await self._database.read(lambda connection: records_of(connection, connection.execute(query).all()))
+
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))

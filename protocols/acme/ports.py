@@ -231,6 +231,9 @@ class AcmeStore(Protocol):
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         """The stored certificate that is byte for byte the one given."""
 
+    async def certificates_by_serial(self, serial: str) -> tuple[CertificateRecord, ...]:
+        """The stored certificates of a serial number: one of each issuer that ever drew it."""
+
     async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
         """Names that an account holds valid authorizations for, each with its wildcard flag."""
 

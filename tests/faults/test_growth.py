@@ -1,13 +1,17 @@
 """What a server does at its start and ever after costs the same with a million certificates as with none."""
 
 import sqlite3
+import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from cryptography import x509
+from interoplib.acme import AcmeClient
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
+
+from protocols.acme.certid import certid_of
 
 GROWING = frozenset(
     {
@@ -46,7 +50,9 @@ def test_no_statement_reads_a_whole_table_that_grows(
         server.start()
         customer = enroll(server)
         certificate = customer.certificate(tmp_path, "growth.test", "second.growth.test")
-        customer.client.revoke(x509.load_pem_x509_certificate(certificate.read_bytes()))
+        leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
+        ask_when_to_renew(customer.client, leaf)
+        customer.client.revoke(leaf)
         assert server.stop() == 0, server.log_tail()
     statements = {line for file in notes.iterdir() for line in file.read_text().splitlines()}
     assert len(statements) > 80, "the notes are not of the server's work"
@@ -58,6 +64,11 @@ def test_no_statement_reads_a_whole_table_that_grows(
             plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?")).fetchall()
             whole += [(step, statement) for *_, step in plan if is_whole_table(step)]
     assert whole == []
+
+
+def ask_when_to_renew(client: AcmeClient, leaf: x509.Certificate) -> None:
+    url = f"{client.directory['renewalInfo']}/{certid_of(leaf)}"
+    assert client._send(urllib.request.Request(url)).status == 200
 
 
 def is_whole_table(step: str) -> bool:

@@ -133,7 +133,7 @@ async def test_profile_directories(world, external):
     for path, prefix in (("", ""), ("default/", ""), ("short/", "short/")):
         directory = (await world.send("GET", f"{external}/acme/{path}directory")).json
         assert directory["newOrder"] == f"{external}/acme/{prefix}new-order"
-        assert set(directory) == {"newNonce", "newAccount", "newOrder", "revokeCert", "meta"}
+        assert set(directory) == {"newNonce", "newAccount", "newOrder", "revokeCert", "renewalInfo", "meta"}
     for path in ("inside/directory", "nothing/directory", "inside/new-nonce"):
         missing = await world.send("GET", f"{external}/acme/{path}")
         assert (missing.status, missing.problem) == (404, "malformed"), "this profile is not for ACME"

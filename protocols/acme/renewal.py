@@ -1,0 +1,92 @@
+"""Renewal information (RFC 9773): when each certificate is best renewed, so that a fleet does not come all at once.
+
+The window of a certificate follows from its CertID and its lifetime alone: every node and every request tells the same,
+and nothing is stored. Serial numbers are random, so windows are spread evenly, however many certificates were issued in
+one hour.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+from cryptography import x509
+
+from ca_server.domain.certificates import CertificateRecord, serial_text
+from ca_server.domain.enrollment import Protocol
+from ca_server.domain.errors import CaError, ErrorKind
+from protocols.acme.certid import CertId, certid_of, parse_certid
+from protocols.acme.options import AcmeOptions
+from protocols.acme.ports import AcmeStore
+
+EARLIEST = 0.60
+"""The part of its lifetime after which the first window of a fleet begins."""
+SPREAD = 0.15
+"""The part of the lifetime over which the beginnings of the windows are spread."""
+LENGTH = 0.02
+"""The part of the lifetime that a window is long: the client picks a moment in it at random."""
+_LEAST_LENGTH = timedelta(minutes=1)
+_LOOKS = 20
+"""How often at least a client looks during a lifetime."""
+_LEAST_PAUSE = timedelta(minutes=1)
+"""What clients take for the least (RFC 9773 section 4.3.2)."""
+_OVERDUE = timedelta(hours=1)
+_HASHED = 8
+"""Octets of the hash that place a window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When to renew; `end` is after `start` (RFC 9773 section 4.2), also in whole seconds."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalInfo:
+    """What a client is told of a certificate; `retry_after` is in seconds."""
+
+    window: Window
+    retry_after: int
+
+
+def suggested_window(certid: CertId, usable_from: datetime, not_after: datetime) -> Window:
+    """The window of a certificate, placed by the hash of its CertID: in [0.60, 0.77] of the time it can be used."""
+    place = int.from_bytes(sha256(str(certid).encode()).digest()[:_HASHED], "big") / (1 << 8 * _HASHED)
+    lifetime = not_after - usable_from
+    start = usable_from + lifetime * (EARLIEST + SPREAD * place)
+    return Window(start, start + max(lifetime * LENGTH, _LEAST_LENGTH))
+
+
+class Renewals:
+    """Finds certificates by CertID and tells when to renew them."""
+
+    def __init__(self, options: AcmeOptions, store: AcmeStore) -> None:
+        self._options = options
+        self._store = store
+
+    async def info(self, text: str, now: datetime) -> RenewalInfo:
+        """The renewal information of a certificate. CertIdError; NOT_FOUND where ACME did not issue it here."""
+        certid = parse_certid(text)
+        record = await self.find(certid)
+        if record is None:
+            raise CaError(ErrorKind.NOT_FOUND, "this server issued no certificate with that CertID")
+        usable_from = max(record.not_before, record.issued_at)
+        lifetime = record.not_after - usable_from
+        if record.revoked_at is not None:
+            # In the past, whatever the clock of the node that revoked it: renew at once (RFC 9773 section 4.2).
+            end = min(record.revoked_at, now - _LEAST_LENGTH)
+            window = Window(end - _OVERDUE, end)
+        else:
+            window = suggested_window(certid, usable_from, record.not_after)
+        pause = min(self._options.renewal_retry_after, max(lifetime / _LOOKS, _LEAST_PAUSE))
+        return RenewalInfo(window, int(pause.total_seconds()))
+
+    async def find(self, certid: CertId) -> CertificateRecord | None:
+        """The certificate that an ACME account was given: the serial number finds it, its issuer's key confirms it."""
+        for record in await self._store.certificates_by_serial(serial_text(certid.serial)):
+            if (record.requester_protocol, record.tenant) == (Protocol.ACME.value, self._options.tenant):
+                certificate = x509.load_der_x509_certificate(record.certificate_der)
+                if certid_of(certificate) == certid:
+                    return record
+        return None
