@@ -174,7 +174,7 @@ class SqlAcmeStore:
         nonce: NonceUse | None,
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant),
             account_id=order.account_id,
             events=events,
             nonce=nonce,

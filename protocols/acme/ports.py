@@ -23,6 +23,10 @@ class NonceReplayedError(Exception):
     """The nonce was used before."""
 
 
+class AlreadyReplacedError(Exception):
+    """Another order replaces the certificate, and has not failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class NonceUse:
     """A nonce to use up; its use is remembered until it has expired."""
@@ -137,7 +141,8 @@ class AcmeStore(Protocol):
         """Create an order. For each candidate a valid authorization of the account is reused, or it is created.
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
-        where the account's unfinished ones are at the bounds.
+        where the account's unfinished ones are at the bounds. AlreadyReplacedError where another order replaces the
+        same certificate, unless that one failed or expired without one.
         """
 
     async def order(self, order_id: str) -> Order | None:

@@ -85,10 +85,10 @@ class AcmeFrontEnd:
         self._issuing = Issuing(options, store, core, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
         self._accounts = Accounts(options, store, core, self._urls)
-        self._orders = Orders(options, store, profiles, checks, self._issuing, self._urls)
+        self._renewals = Renewals(options, store)
+        self._orders = Orders(options, store, profiles, checks, self._issuing, self._renewals, self._urls)
         self._authorizations = Authorizations(store, self._validating, self._urls)
         self._revocations = Revocations(store, core)
-        self._renewals = Renewals(options, store)
         self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
         """Owned by the task of the housekeeping."""

@@ -1,5 +1,6 @@
 """RFC 9773: renewal information, and orders that replace a certificate."""
 
+import asyncio
 import base64
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -122,3 +123,117 @@ async def test_other_methods_have_no_such_url(world, external):
     client, leaf = await issued(world, "a.test")
     refused = await client.post(f"{external}/acme/renewal-info/{certid(leaf)}")
     assert (refused.status, refused.headers["Allow"]) == (405, "GET")
+
+
+# --- Section 5: orders that replace a certificate -----------------------------------------------------------------
+
+
+async def test_an_order_that_replaces(world, csr):
+    client, leaf = await issued(world, "a.test", "b.test")
+    order = await client.order("b.test", "c.test", replaces=certid(leaf))
+    assert (order.status, order.json["replaces"]) == (201, certid(leaf))
+    for url in (order.headers["Location"],):
+        assert (await client.post(url)).json["replaces"] == certid(leaf)
+    created = await world.audit("order.created")
+    assert [event.get("extra") for event in created] == [None, {"replaces": certid(leaf)}]
+    world.resolve("c.test")
+    await client.authorize(order)
+    done = await client.finalize(order, csr("b.test", "c.test"))
+    assert (done.json["status"], done.json["replaces"]) == ("valid", certid(leaf))
+
+
+async def test_an_order_that_replaces_nothing(world):
+    client, _leaf = await issued(world, "a.test")
+    assert "replaces" not in (await client.order("a.test")).json
+    order = await client.order("a.test", replaces=None)
+    assert order.status == 201
+    assert "replaces" not in order.json
+
+
+@pytest.mark.parametrize("state", ["pending", "ready", "processing", "valid", "issued after all"])
+async def test_fact_24_a_certificate_is_replaced_once(world, csr, state):
+    client, leaf = await issued(world, "a.test")
+    names = ("a.test", "b.test") if state == "pending" else ("a.test",)
+    await world.serve(replace(world.options, finalize_wait=0.0))
+    order = await client.order(*names, replaces=certid(leaf))
+    if state == "processing":
+        world.core.gate.clear()
+    if state in {"processing", "valid", "issued after all"}:
+        await client.finalize(order, csr("a.test"))
+    if state in {"valid", "issued after all"}:
+        await client.poll(order.headers["Location"], "processing")
+    if state == "issued after all":
+        await world.execute("UPDATE acme_orders SET status = 'invalid' WHERE replaces IS NOT NULL")
+    else:
+        assert (await client.post(order.headers["Location"])).json["status"] == state
+    refused = await client.order("a.test", replaces=certid(leaf))
+    assert (refused.status, refused.problem) == (409, "alreadyReplaced")
+    assert await world.count("acme_orders") == 2
+    assert (await client.order("a.test")).status == 201, "without replaces"
+    world.core.gate.set()
+
+
+async def test_fact_24_two_at_once(world):
+    client, leaf = await issued(world, "a.test")
+    requests = [
+        await client.jws(
+            f"{client.base}/new-order",
+            {"identifiers": [{"type": "dns", "value": "a.test"}], "replaces": certid(leaf)},
+        )
+        for _ in range(5)
+    ]
+    answers = await asyncio.gather(*(client.send(f"{client.base}/new-order", jws) for jws in requests))
+    assert sorted(answer.status for answer in answers) == [201, 409, 409, 409, 409]
+
+
+async def test_a_replacement_that_failed_frees_the_certificate(world):
+    client, leaf = await issued(world, "a.test")
+    for _ in range(2):
+        order = await client.order("a.test", "b.test", replaces=certid(leaf))
+        assert order.status == 201
+        for url in order.json["authorizations"]:
+            if (await client.post(url)).json["status"] == "pending":
+                assert (await client.post(url, {"status": "deactivated"})).status == 200
+        assert (await client.post(order.headers["Location"])).json["status"] == "invalid"
+    assert (await client.order("a.test", replaces=certid(leaf))).status == 201
+
+
+async def test_a_replacement_that_expired_frees_the_certificate(world):
+    client, leaf = await issued(world, "a.test")
+    assert (await client.order("a.test", "b.test", replaces=certid(leaf))).status == 201
+    await world.execute("UPDATE acme_orders SET expires_at = 1 WHERE status = 'pending'")
+    assert (await client.order("a.test", "b.test", replaces=certid(leaf))).status == 201
+
+
+async def test_a_replacement_is_replaced_itself(world, csr):
+    client, leaf = await issued(world, "a.test")
+    order = await client.order("a.test", replaces=certid(leaf))
+    await client.finalize(order, csr("a.test"))
+    done = await client.poll(order.headers["Location"], "processing")
+    renewed = x509.load_pem_x509_certificates((await client.post(done["certificate"])).body)[0]
+    assert (await client.order("a.test", replaces=certid(renewed))).status == 201
+
+
+async def test_fact_24_what_may_not_be_replaced(world):
+    """A certificate of another account, or of another CA, or with other names: all malformed, and on record."""
+    client, leaf = await issued(world, "a.test")
+    _other, others = await issued(world, "o.test")
+    foreign = certid(leaf).partition(".")[0] + "." + b64url(b"k" * 20)
+    details = set()
+    for text in (certid(others), foreign):
+        refused = await client.order("a.test", "o.test", replaces=text)
+        assert (refused.status, refused.problem, refused.json["rule"]) == (400, "malformed", "acme.replaces")
+        details.add(refused.json["detail"])
+    assert len(details) == 1, "whether others have such a certificate is not told"
+    refused = await client.order("b.test", "*.a.test", replaces=certid(leaf))
+    assert (refused.status, refused.problem, refused.json["rule"]) == (400, "malformed", "acme.replaces")
+    assert [event["rule"] for event in await world.audit("issuance.refused")] == ["acme.replaces"] * 3
+    assert await world.count("acme_orders") == 2
+
+
+@pytest.mark.parametrize("text", ["", "x", "a.b", "aYhba4dGQEHhs3uEe6CuLN4ByNQ.h2VDIQ", "A" * 2000, 7, ["x"]])
+async def test_fact_24_a_malformed_replaces(world, text):
+    client = await world.client()
+    refused = await client.order("a.test", replaces=text)
+    assert (refused.status, refused.problem) == (400, "malformed")
+    assert await world.count("acme_orders") == 0
