@@ -24,6 +24,8 @@ SPREAD = 0.15
 """The part of the lifetime over which the beginnings of the windows are spread."""
 LENGTH = 0.02
 """The part of the lifetime that a window is long: the client picks a moment in it at random."""
+DRIFT = 0.2
+"""The part of the longest pause that the shortest is shorter."""
 _LEAST_LENGTH = timedelta(minutes=1)
 _LOOKS = 20
 """How often at least a client looks during a lifetime."""
@@ -31,7 +33,7 @@ _LEAST_PAUSE = timedelta(minutes=1)
 """What clients take for the least (RFC 9773 section 4.3.2)."""
 _OVERDUE = timedelta(hours=1)
 _HASHED = 8
-"""Octets of the hash that place a window."""
+"""Octets of the hash that make one number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,24 @@ class RenewalInfo:
 
 def suggested_window(certid: CertId, usable_from: datetime, not_after: datetime) -> Window:
     """The window of a certificate, placed by the hash of its CertID: in [0.60, 0.77] of the time it can be used."""
-    place = int.from_bytes(sha256(str(certid).encode()).digest()[:_HASHED], "big") / (1 << 8 * _HASHED)
     lifetime = not_after - usable_from
-    start = usable_from + lifetime * (EARLIEST + SPREAD * place)
+    start = usable_from + lifetime * (EARLIEST + SPREAD * _place(certid, 0))
     return Window(start, start + max(lifetime * LENGTH, _LEAST_LENGTH))
+
+
+def pause(certid: CertId, lifetime: timedelta, longest: timedelta) -> timedelta:
+    """How long a client waits between two looks at a certificate's renewal information.
+
+    Each certificate has its own, so that the looks of clients that began together drift apart.
+    """
+    wanted = min(longest, lifetime / _LOOKS) * (1 - DRIFT * _place(certid, 1))
+    return max(wanted, _LEAST_PAUSE)
+
+
+def _place(certid: CertId, which: int) -> float:
+    """A number in [0, 1) that follows from the CertID: the first or the second of its hash."""
+    octets = sha256(str(certid).encode()).digest()[which * _HASHED : (which + 1) * _HASHED]
+    return int.from_bytes(octets, "big") / (1 << 8 * _HASHED)
 
 
 class Renewals:
@@ -79,8 +95,8 @@ class Renewals:
             window = Window(end - _OVERDUE, end)
         else:
             window = suggested_window(certid, usable_from, record.not_after)
-        pause = min(self._options.renewal_retry_after, max(lifetime / _LOOKS, _LEAST_PAUSE))
-        return RenewalInfo(window, int(pause.total_seconds()))
+        until = pause(certid, lifetime, self._options.renewal_retry_after)
+        return RenewalInfo(window, int(until.total_seconds()))
 
     async def find(self, certid: CertId) -> CertificateRecord | None:
         """The certificate that an ACME account was given: the serial number finds it, its issuer's key confirms it."""

@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 from protocols.acme.certid import CertId
-from protocols.acme.renewal import suggested_window
+from protocols.acme.renewal import pause, suggested_window
 
 ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
 LIFETIME = timedelta(days=90)
@@ -21,6 +21,21 @@ def test_certificates_of_one_moment_are_spread_evenly() -> None:
     assert sorted(parts) == list(range(27))
     assert max(parts.values()) < 10_000 / 27 * 1.2
     assert min(parts.values()) > 10_000 / 27 * 0.8
+
+
+def test_pauses_of_certificates_differ() -> None:
+    """Clients that began to look at one moment don't for ever."""
+    longest = timedelta(hours=6)
+    pauses = [pause(CertId(b"k" * 20, serial), LIFETIME, longest) for serial in range(1, 1_001)]
+    assert longest * 0.8 < min(pauses) < longest * 0.81
+    assert longest * 0.99 < max(pauses) <= longest
+    assert len({each // timedelta(minutes=1) for each in pauses}) > 70
+
+
+def test_pauses_of_short_lifetimes() -> None:
+    certid, day = CertId(b"k" * 20, 7), timedelta(days=1)
+    assert day / 20 * 0.8 <= pause(certid, day, timedelta(hours=6)) <= day / 20
+    assert pause(certid, timedelta(minutes=5), timedelta(hours=6)) == timedelta(minutes=1)
 
 
 def test_the_issuers_key_places_a_window_too() -> None:
