@@ -14,6 +14,7 @@ from typing import Protocol
 from ca_server.domain.accounts import Account, AccountRegistered, AccountStatus
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import CertificateRecord
+from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
 from protocols.acme.model import Authorization, Challenge, Order
@@ -238,6 +239,9 @@ class AcmeStore(Protocol):
 
     async def certificates_by_serial(self, serial: str) -> tuple[CertificateRecord, ...]:
         """The stored certificates of a serial number: one of each issuer that ever drew it."""
+
+    async def incident_of(self, record: CertificateRecord) -> Incident | None:
+        """The oldest incident under way that names a certificate issued before it, without its targets."""
 
     async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
         """Names that an account holds valid authorizations for, each with its wildcard flag."""

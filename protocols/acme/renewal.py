@@ -32,6 +32,8 @@ _LOOKS = 20
 _LEAST_PAUSE = timedelta(minutes=1)
 """What clients take for the least (RFC 9773 section 4.3.2)."""
 _OVERDUE = timedelta(hours=1)
+_INCIDENT = timedelta(days=1)
+"""Within which the certificates of an incident are renewed, so that not all come at once."""
 _HASHED = 8
 """Octets of the hash that make one number."""
 
@@ -50,6 +52,8 @@ class RenewalInfo:
 
     window: Window
     retry_after: int
+    explanation_url: str = ""
+    """A page that tells why it is to be renewed now; empty: none."""
 
 
 def suggested_window(certid: CertId, usable_from: datetime, not_after: datetime) -> Window:
@@ -89,14 +93,20 @@ class Renewals:
             raise CaError(ErrorKind.NOT_FOUND, "this server issued no certificate with that CertID")
         usable_from = max(record.not_before, record.issued_at)
         lifetime = record.not_after - usable_from
+        explanation = ""
         if record.revoked_at is not None:
             # In the past, whatever the clock of the node that revoked it: renew at once (RFC 9773 section 4.2).
             end = min(record.revoked_at, now - _LEAST_LENGTH)
             window = Window(end - _OVERDUE, end)
         else:
             window = suggested_window(certid, usable_from, record.not_after)
+            incident = await self._store.incident_of(record)
+            if incident is not None and incident.created_at < window.start:
+                length = min(_INCIDENT, max(record.not_after - incident.created_at, _LEAST_LENGTH))
+                window = Window(incident.created_at, incident.created_at + length)
+                explanation = incident.explanation_url
         until = pause(certid, lifetime, self._options.renewal_retry_after)
-        return RenewalInfo(window, int(until.total_seconds()))
+        return RenewalInfo(window, int(until.total_seconds()), explanation)
 
     async def find(self, certid: CertId) -> CertificateRecord | None:
         """The certificate that an ACME account was given: the serial number finds it, its issuer's key confirms it."""

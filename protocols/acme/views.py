@@ -286,7 +286,10 @@ class AcmeFrontEnd:
         """GET when to renew a certificate (RFC 9773 section 4.1)."""
         info = await self._renewals.info(request.match_info["certid"], datetime.now(UTC))
         window = {"start": rfc3339(info.window.start), "end": rfc3339(info.window.end)}
-        return _json({"suggestedWindow": window}, headers={"Retry-After": str(info.retry_after)})
+        shown: dict[str, Any] = {"suggestedWindow": window}
+        if info.explanation_url:
+            shown["explanationURL"] = info.explanation_url
+        return _json(shown, headers={"Retry-After": str(info.retry_after)})
 
     async def _nowhere(self, request: web.Request) -> web.Response:
         allowed = self._allowed_methods(request)
