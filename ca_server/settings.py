@@ -183,6 +183,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Challenges are valid without a look. Refused but in staging homes; logged and on record at every start."""
     retention: Seconds = 86_400 * 30
     """How long orders are kept after they, their authorizations and their certificate have expired."""
+    renewal_retry_after: Annotated[int, Meta(ge=60, le=86_400)] = 21_600
+    """Seconds until clients look at renewal information again, at most (RFC 9773 section 4.3.2: a minute to a day)."""
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

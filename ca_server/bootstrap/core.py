@@ -21,6 +21,7 @@ from ca_server.core.audit import AnchorMismatch, EventFactory, Sequencer, check_
 from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher, CrlSchedule
 from ca_server.core.eab import ExternalAccounts
+from ca_server.core.incidents import Incidents
 from ca_server.core.issuance import Issuance
 from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
 from ca_server.core.jobs import Job, Jobs
@@ -339,6 +340,7 @@ class CoreRuntime:
             publisher=self.publisher,
             accounts=self.accounts,
             blocklist=Blocklist(self.stores.issuance, self.events),
+            incidents=Incidents(self.stores.incidents, self.events),
             reload=self.reload,
             health=self.health,
             gate=self.gate,

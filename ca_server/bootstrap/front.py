@@ -180,6 +180,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         validation_concurrency=acme.validation_concurrency,
         max_validations=acme.max_validations,
         retention=timedelta(seconds=acme.retention),
+        renewal_retry_after=timedelta(seconds=acme.renewal_retry_after),
         max_identifiers=acme.max_identifiers,
         max_open_orders=acme.max_open_orders,
         max_open_names=acme.max_open_names,

@@ -11,6 +11,7 @@ from ca_server.store.audit import SqlAuditStore
 from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
 from ca_server.store.eab import SqlEabStore
+from ca_server.store.incidents import SqlIncidentStore
 from ca_server.store.inventory import SqlInventory
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
@@ -33,6 +34,7 @@ class Stores:
     eab: SqlEabStore
     audit: SqlAuditStore
     inventory: SqlInventory
+    incidents: SqlIncidentStore
 
 
 def database_url(home: Home, settings: Settings) -> str:
@@ -99,6 +101,7 @@ async def open_stores(home: Home, settings: Settings, *, as_front: bool = False)
             eab=SqlEabStore(database),
             audit=SqlAuditStore(database),
             inventory=SqlInventory(database),
+            incidents=SqlIncidentStore(database),
         )
     finally:
         await database.close()

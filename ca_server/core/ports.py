@@ -31,6 +31,7 @@ from ca_server.domain.enrollment import (
     Fence,
     IssuanceIntent,
 )
+from ca_server.domain.incidents import Incident, Target
 from ca_server.domain.keys import KeyAlgorithm
 
 # --- What the core offers -----------------------------------------------------------------------------------------
@@ -174,6 +175,22 @@ class UnblockKey:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateIncident:
+    """Have clients renew, from now on, the certificates issued so far that any target names."""
+
+    reason: str
+    targets: tuple[Target, ...]
+    explanation_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndIncident:
+    """End an incident."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """Whether anything was changed."""
 
@@ -212,6 +229,12 @@ class AdminPort(Protocol):
 
     async def unblock_key(self, request: UnblockKey) -> Done:
         """Take a public key off the blocklist."""
+
+    async def create_incident(self, request: CreateIncident) -> Incident:
+        """Begin an incident. MALFORMED; NOT_FOUND where there is no such issuer or key."""
+
+    async def end_incident(self, request: EndIncident) -> Done:
+        """End an incident."""
 
     async def reload(self, request: Reload) -> Reloaded:
         """Read the profiles again; the old ones stay where the new are wrong (MALFORMED says why)."""
@@ -493,6 +516,19 @@ class EabStore(Protocol):
 
         An account with the same key thumbprint is returned as it stands, and nothing is used up or recorded.
         """
+
+
+class IncidentStore(Protocol):
+    """Incidents."""
+
+    async def create_incident(self, incident: Incident, events: Sequence[AuditEvent]) -> None:
+        """Save an incident. NOT_FOUND where there is no such issuer or key."""
+
+    async def end_incident(self, incident_id: str, now: datetime, events: Sequence[AuditEvent]) -> bool:
+        """End an incident; false (and no events) where there is none of that id, or it has ended."""
+
+    async def incidents(self) -> tuple[Incident, ...]:
+        """All incidents, newest first."""
 
 
 class AuditStore(Protocol):

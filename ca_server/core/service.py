@@ -7,6 +7,7 @@ from ca_server.core.audit import EventFactory
 from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher
 from ca_server.core.eab import ExternalAccounts
+from ca_server.core.incidents import Incidents
 from ca_server.core.issuance import Issuance
 from ca_server.core.ocsp import OcspResponder, try_later
 from ca_server.core.ports import (
@@ -14,8 +15,10 @@ from ca_server.core.ports import (
     BlockKey,
     CreatedEab,
     CreateEab,
+    CreateIncident,
     DisableEab,
     Done,
+    EndIncident,
     Health,
     Hello,
     OcspAnswer,
@@ -33,6 +36,7 @@ from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import Crl, IssuedCertificate, RevocationRequest, RevokedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 
 PORT_VERSION = 1
@@ -151,6 +155,7 @@ class AdminService:
         publisher: CrlPublisher,
         accounts: ExternalAccounts,
         blocklist: Blocklist,
+        incidents: Incidents,
         reload: Callable[[str], Awaitable[tuple[str, ...]]],
         health: Callable[[], Awaitable[Health]],
         gate: WriteGate,
@@ -160,6 +165,7 @@ class AdminService:
         self._publisher = publisher
         self._accounts = accounts
         self._blocklist = blocklist
+        self._incidents = incidents
         self._reload = reload
         self._health = health
         self._gate = gate
@@ -199,6 +205,14 @@ class AdminService:
     async def unblock_key(self, request: UnblockKey) -> Done:
         self._gate.check()
         return Done(await self._blocklist.unblock(request.spki_sha256, self._actor()))
+
+    async def create_incident(self, request: CreateIncident) -> Incident:
+        self._gate.check()
+        return await self._incidents.create(request, self._actor())
+
+    async def end_incident(self, request: EndIncident) -> Done:
+        self._gate.check()
+        return Done(await self._incidents.end(request.id, self._actor()))
 
     async def reload(self, request: Reload) -> Reloaded:  # noqa: ARG002 - the port gives each operation one argument
         return Reloaded(await self._reload(self._actor()))

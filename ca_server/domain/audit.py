@@ -52,6 +52,8 @@ class EventType(StrEnum):
     EAB_CREATED = "eab.created"
     EAB_DISABLED = "eab.disabled"
     EAB_USED = "eab.used"
+    INCIDENT_CREATED = "incident.created"
+    INCIDENT_ENDED = "incident.ended"
     ACCESS_REFUSED = "access.refused"
     ANCHOR_ACCEPTED = "anchor.accepted"
     """An operator took a database as it is that did not extend the log's anchor."""

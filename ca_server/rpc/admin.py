@@ -8,8 +8,10 @@ from ca_server.core.ports import (
     BlockKey,
     CreatedEab,
     CreateEab,
+    CreateIncident,
     DisableEab,
     Done,
+    EndIncident,
     Health,
     Ping,
     PublishCrl,
@@ -18,6 +20,7 @@ from ca_server.core.ports import (
     UnblockKey,
 )
 from ca_server.domain.certificates import Crl, RevocationRequest, RevokedCertificate
+from ca_server.domain.incidents import Incident
 from ca_server.rpc.client import PortClient
 from ca_server.rpc.messages import PORT_VERSION, Operation, OperationTable
 
@@ -31,6 +34,8 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("disable_eab", DisableEab, Done, idempotent=False),
         Operation("block_key", BlockKey, Done, idempotent=False),
         Operation("unblock_key", UnblockKey, Done, idempotent=False),
+        Operation("create_incident", CreateIncident, Incident, idempotent=False),
+        Operation("end_incident", EndIncident, Done, idempotent=False),
         Operation("reload", Reload, Reloaded, idempotent=True),
         Operation("ping", Ping, Health, idempotent=True, timeout=5.0),
     ),
@@ -65,6 +70,12 @@ class RpcAdminPort(AdminPort):
 
     async def unblock_key(self, request: UnblockKey) -> Done:
         return cast(Done, await self._client.call("unblock_key", request))
+
+    async def create_incident(self, request: CreateIncident) -> Incident:
+        return cast(Incident, await self._client.call("create_incident", request))
+
+    async def end_incident(self, request: EndIncident) -> Done:
+        return cast(Done, await self._client.call("end_incident", request))
 
     async def reload(self, request: Reload) -> Reloaded:
         return cast(Reloaded, await self._client.call("reload", request))

@@ -12,6 +12,7 @@ from ca_server.domain.accounts import Account, AccountRegistered
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import CertificateRecord, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_accounts import (
     USED_NONCES,
@@ -51,6 +52,7 @@ from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.claims import Once
 from ca_server.store.database import Along, Database
+from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
@@ -190,7 +192,7 @@ class SqlAcmeStore:
         nonce: NonceUse | None,
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant),
             account_id=order.account_id,
             events=events,
             nonce=nonce,
@@ -349,6 +351,13 @@ class SqlAcmeStore:
         return await self._database.read(
             lambda connection: next(iter(records_of(connection, connection.execute(query).all())), None)
         )
+
+    async def certificates_by_serial(self, serial: str) -> tuple[CertificateRecord, ...]:
+        query = SELECT_RECORDS.where(certificates.c.serial == serial)
+        return await self._database.read(lambda connection: records_of(connection, connection.execute(query).all()))
+
+    async def incident_of(self, record: CertificateRecord) -> Incident | None:
+        return await self._database.read(lambda connection: incident_of(connection, record))
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Table, and_, bindparam, exists, func, insert, literal_column, or_, select, update
@@ -25,7 +26,7 @@ from protocols.acme.model import (
     OrderStatus,
     sources_of,
 )
-from protocols.acme.ports import Lessee, OpenBounds, OrderWork, Work
+from protocols.acme.ports import AlreadyReplacedError, Lessee, OpenBounds, OrderWork, Work
 
 _LINKS = acme_order_links
 _PROCESSING = OrderStatus.PROCESSING.value
@@ -67,6 +68,7 @@ _NEW = (
     "request_id",
     "identifiers",
     "authorization_ids",
+    "replaces",
 )
 _INSERT = Prepared(insert(acme_orders).values({name: bindparam(name) for name in _NEW}))
 _INSERT_LINKS = insert_rows(_LINKS)
@@ -120,13 +122,16 @@ def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) ->
 
 
 def insert_order(
-    connection: Connection, order: Order, candidates: Sequence[Authorization], bounds: OpenBounds
+    connection: Connection, order: Order, candidates: Sequence[Authorization], bounds: OpenBounds, tenant: str
 ) -> Order:
-    """Create an order, with valid authorizations of the account reused. RATE_LIMITED beyond the bounds.
+    """Create an order, with valid authorizations of the account reused. RATE_LIMITED, AlreadyReplacedError.
 
-    The number of statements does not grow with the number of names.
+    The number of statements does not grow with the number of names. Orders that replace one certificate are all of
+    one account, and so one is made after the other.
     """
     _check_bounds(connection, order, len(candidates), bounds)
+    if order.replaces is not None and is_replaced(connection, order.replaces, order.created_at, tenant):
+        raise AlreadyReplacedError
     standing = reusable(connection, candidates, order.created_at + LEAST_REMAINING)
     chosen: list[str] = []
     made: list[Authorization] = []
@@ -156,6 +161,21 @@ def insert_order(
         ],
     )
     return created
+
+
+def is_replaced(connection: Connection, certid: str, now: datetime, tenant: str) -> bool:
+    """Whether some order replaces a certificate: one that may yet be issued, or that has a certificate.
+
+    What `Order.status_at` tells a client decides, not the status as stored.
+    """
+    unfinished = acme_orders.c.status.in_((OrderStatus.PENDING.value, OrderStatus.READY.value))
+    holds = or_(
+        and_(unfinished, acme_orders.c.expires_at > now),
+        acme_orders.c.status.in_((OrderStatus.PROCESSING.value, OrderStatus.VALID.value)),
+        has_certificate(tenant),
+    )
+    query = select(acme_orders.c.id).where(acme_orders.c.replaces == certid, holds).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def _check_bounds(connection: Connection, order: Order, names: int, bounds: OpenBounds) -> None:
@@ -220,6 +240,7 @@ def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | N
         source=row.source,
         request_id=row.request_id,
         lease_until=row.lease_until,
+        replaces=row.replaces,
     )
 
 

@@ -56,6 +56,8 @@ acme_orders = Table(
     Column("authorization_ids", LargeBinary, nullable=False),
     Column("csr", LargeBinary),
     Column("error", LargeBinary),
+    # The CertID of the certificate that an order replaces (RFC 9773 section 5).
+    Column("replaces", String),
     Index("ix_acme_orders_account_id_number", "account_id", "number"),
     Index("ix_acme_orders_expires_at", "expires_at"),
     Index(
@@ -70,6 +72,12 @@ acme_orders = Table(
         "lease_until",
         sqlite_where=text("status = 'processing'"),
         postgresql_where=text("status = 'processing'"),
+    ),
+    Index(
+        "ix_acme_orders_replaces",
+        "replaces",
+        sqlite_where=text("replaces IS NOT NULL"),
+        postgresql_where=text("replaces IS NOT NULL"),
     ),
 )
 

@@ -41,6 +41,8 @@ RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     tables.certificates: ((*_ADD, _REVOKE), _READ),
     tables.certificate_names: (_ADD, _READ),
     tables.spki_blocklist: (("SELECT", "INSERT", "DELETE"), _READ),
+    tables.incidents: (_KEEP, _READ),
+    tables.incident_targets: (_ADD, _READ),
     tables.crl_numbers: (_KEEP, _READ),
     tables.crls: (_ADD, _READ),
     audit_tables.audit_events: (_ADD, _ADD),

@@ -283,6 +283,27 @@ crls = Table(
     UniqueConstraint("issuer_key_id", "partition", "number"),
 )
 
+# --- Incidents ----------------------------------------------------------------------------------------------------
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime, nullable=True),
+    Column("reason", Text, nullable=False),
+    Column("explanation_url", Text, nullable=False),
+)
+
+incident_targets = Table(
+    "incident_targets",
+    metadata,
+    Column("scope", String, primary_key=True),
+    Column("value", String, primary_key=True),
+    Column("incident_id", String, ForeignKey("incidents.id"), primary_key=True),
+)
+
 # --- External account keys ----------------------------------------------------------------------------------------
 
 eab_keys = Table(

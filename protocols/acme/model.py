@@ -144,6 +144,8 @@ class Order:
     source: str | None = None
     request_id: str = ""
     lease_until: datetime | None = None
+    replaces: str | None = None
+    """The CertID of the account's certificate that this order replaces (RFC 9773 section 5)."""
 
     def status_at(self, now: datetime) -> OrderStatus:
         """The state as a client is told: valid with its certificate, invalid when it expired before finalize."""

@@ -82,12 +82,16 @@ class OrderIdentifier(Struct, frozen=True):
 
 
 class NewOrder(Struct, frozen=True):
-    """Payload of newOrder (RFC 8555 section 7.4; `profile`: draft-ietf-acme-profiles). Times are in UTC."""
+    """Payload of newOrder (RFC 8555 section 7.4; `profile`: draft-ietf-acme-profiles). Times are in UTC.
+
+    `replaces` is a CertID (RFC 9773 section 5), and may be any text here.
+    """
 
     identifiers: Annotated[tuple[OrderIdentifier, ...], Meta(min_length=1, max_length=1000)]
     notBefore: Timestamp | None = None
     notAfter: Timestamp | None = None
     profile: Word | None = None
+    replaces: Word | None = None
 
     def __post_init__(self) -> None:
         for name in ("notBefore", "notAfter"):

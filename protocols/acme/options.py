@@ -32,6 +32,8 @@ class AcmeOptions:
     """Challenges of one account that are being validated at once."""
     retention: timedelta = timedelta(days=30)
     """How long orders are kept after they, their authorizations and their certificate have expired."""
+    renewal_retry_after: timedelta = timedelta(hours=6)
+    """Until clients look at a certificate's renewal information again, at most; less for short lifetimes."""
     max_identifiers: int = 100
     max_contacts: int = 10
     max_open_orders: int = 300

@@ -18,6 +18,7 @@ from ca_server.domain.errors import CaError, ErrorKind, SubError
 from ca_server.domain.ids import new_id
 from ca_server.domain.names import Identifier, IdentifierType, InvalidNameError, dns_identifier, ip_identifier
 from ca_server.domain.profiles import Profile
+from protocols.acme.certid import parse_certid
 from protocols.acme.exchange import Exchange
 from protocols.acme.issuing import Issuing, enrollment_request
 from protocols.acme.model import (
@@ -30,8 +31,9 @@ from protocols.acme.model import (
 )
 from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_payload
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore, OpenBounds, ProfileSource
+from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError
+from protocols.acme.renewal import Renewals
 from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
@@ -49,6 +51,7 @@ class Orders:
         profiles: ProfileSource,
         validators: dict[str, Validator],
         issuing: Issuing,
+        renewals: Renewals,
         urls: Urls,
     ) -> None:
         self._options = options
@@ -56,6 +59,7 @@ class Orders:
         self._profiles = profiles
         self._validators = validators
         self._issuing = issuing
+        self._renewals = renewals
         self._urls = urls
 
     # --- newOrder -------------------------------------------------------------------------------------------------
@@ -73,6 +77,7 @@ class Orders:
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
+        await self._check_replaces(exchange, profile.name, names, wanted.replaces)
         order_id = new_id()
         expires = exchange.now + self._options.order_lifetime
         order = Order(
@@ -88,6 +93,7 @@ class Orders:
             not_after=wanted.notAfter,
             source=exchange.source,
             request_id=exchange.request_id,
+            replaces=wanted.replaces,
         )
         candidates = [self._authorization(account, name, exchange.now, expires) for name in names]
         event = exchange.event(
@@ -95,9 +101,14 @@ class Orders:
             object=f"acme-order:{order_id}",
             profile=profile.name,
             names=tuple(str(name) for name in names),
+            extra={} if wanted.replaces is None else {"replaces": wanted.replaces},
         )
         bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names)
-        created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
+        try:
+            created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
+        except AlreadyReplacedError:
+            detail = "another order replaces that certificate"
+            raise ProblemError(Problem(ErrorType.ALREADY_REPLACED, detail, rule="acme.replaced")) from None
         exchange.nonce_used()
         return created
 
@@ -138,6 +149,23 @@ class Orders:
         if not has_agreed(exchange.own_account, terms):
             raise must_agree(terms)
         return exchange.own_account
+
+    async def _check_replaces(
+        self, exchange: Exchange, profile: str, names: Sequence[Identifier], replaces: str | None
+    ) -> None:
+        """What an order replaces is a certificate of its account with a name of the order's (RFC 9773 section 5)."""
+        if replaces is None:
+            return
+        record = await self._renewals.find(parse_certid(replaces))
+        if record is None or record.requester_id != exchange.own_account.id:
+            # The same answer for both: who has which certificate is nobody else's business.
+            deny = Deny("acme.replaces", "the account has no certificate with the CertID that the order replaces")
+        elif not {str(name) for name in names}.intersection(record.names):
+            deny = Deny("acme.replaces", "the certificate that the order replaces has none of the order's names")
+        else:
+            return
+        await self._record_refusal(exchange, profile, names, deny)
+        raise CaError(ErrorKind.MALFORMED, deny.detail, rule=deny.rule)
 
     async def _denials(self, exchange: Exchange, profile: Profile, names: Sequence[Identifier]) -> tuple[Deny, ...]:
         only = await self._store.bound_profile(exchange.own_account)
@@ -293,6 +321,8 @@ class Orders:
             shown["notBefore"] = rfc3339(order.not_before)
         if order.not_after is not None:
             shown["notAfter"] = rfc3339(order.not_after)
+        if order.replaces is not None:
+            shown["replaces"] = order.replaces
         if order.error is not None:
             shown["error"] = json.loads(order.error)
         if status is OrderStatus.VALID:

@@ -14,6 +14,7 @@ from typing import Protocol
 from ca_server.domain.accounts import Account, AccountRegistered, AccountStatus
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import CertificateRecord
+from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
 from protocols.acme.model import Authorization, Challenge, Order
@@ -21,6 +22,10 @@ from protocols.acme.model import Authorization, Challenge, Order
 
 class NonceReplayedError(Exception):
     """The nonce was used before."""
+
+
+class AlreadyReplacedError(Exception):
+    """Another order replaces the certificate, and has not failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +167,8 @@ class AcmeStore(Protocol):
         """Create an order. For each candidate a valid authorization of the account is reused, or it is created.
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
-        where the account's unfinished ones are at the bounds.
+        where the account's unfinished ones are at the bounds. AlreadyReplacedError where another order replaces the
+        same certificate, unless that one failed or expired without one.
         """
 
     async def create_authorization(
@@ -266,6 +272,12 @@ class AcmeStore(Protocol):
 
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         """The stored certificate that is byte for byte the one given."""
+
+    async def certificates_by_serial(self, serial: str) -> tuple[CertificateRecord, ...]:
+        """The stored certificates of a serial number: one of each issuer that ever drew it."""
+
+    async def incident_of(self, record: CertificateRecord) -> Incident | None:
+        """The oldest incident under way that names a certificate issued before it, without its targets."""
 
     async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
         """Names that an account holds valid authorizations for, each with its wildcard flag."""

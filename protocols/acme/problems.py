@@ -9,6 +9,7 @@ from typing import Any
 
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier
+from protocols.acme.certid import CertIdError
 from protocols.acme.jwk import JwsError, JwsErrorKind
 from protocols.acme.nonces import BadNonceError
 from protocols.acme.objects import ContactError, ContactErrorKind, PayloadError
@@ -180,7 +181,7 @@ class ProblemError(Exception):
         self.problem = problem
 
 
-KnownError = CaError | JwsError | PayloadError | ContactError | BadNonceError | ProblemError
+KnownError = CaError | JwsError | PayloadError | CertIdError | ContactError | BadNonceError | ProblemError
 
 
 def problem_of(error: KnownError) -> Problem:
@@ -193,7 +194,7 @@ def problem_of(error: KnownError) -> Problem:
         case JwsError():
             kind, status = _OF_JWS[error.kind]
             return Problem(kind, error.detail, status, algorithms=error.algorithms)
-        case PayloadError():
+        case PayloadError() | CertIdError():
             return Problem(ErrorType.MALFORMED, error.detail)
         case ContactError():
             return Problem(_OF_CONTACT[error.kind], error.detail)

@@ -29,6 +29,10 @@ class Urls:
         """A profile's directory."""
         return self.entry("directory", profile)
 
+    def renewal_info(self) -> str:
+        """What CertIDs are put behind, with a slash between (RFC 9773 section 4.1)."""
+        return f"{self.base}/acme/renewal-info"
+
     def account(self, account_id: str) -> str:
         """An account: the `kid` of its requests."""
         return f"{self.base}/acme/account/{account_id}"

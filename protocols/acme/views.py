@@ -17,6 +17,7 @@ from ca_server.domain.errors import CaError
 from ca_server.web.middleware import render_refusals
 from protocols.acme.accounts import Accounts
 from protocols.acme.authorizations import Authorizations
+from protocols.acme.certid import CertIdError
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
 from protocols.acme.jwk import JwsError
@@ -24,11 +25,12 @@ from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeSt
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import ContactError, PayloadError
 from protocols.acme.options import MAX_JWS, AcmeOptions
-from protocols.acme.orders import Orders, pem_chain
+from protocols.acme.orders import Orders, pem_chain, rfc3339
 from protocols.acme.ports import AcmeStore, NonceReplayedError, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError, internal_problem, problem_of
 from protocols.acme.refusals import Refusals
 from protocols.acme.rendering import response as problem_response
+from protocols.acme.renewal import Renewals
 from protocols.acme.revocation import Revocations
 from protocols.acme.urls import ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
@@ -84,7 +86,8 @@ class AcmeFrontEnd:
         self._issuing = Issuing(options, store, core, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
         self._accounts = Accounts(options, store, core, self._urls)
-        self._orders = Orders(options, store, profiles, checks, self._issuing, self._urls)
+        self._renewals = Renewals(options, store)
+        self._orders = Orders(options, store, profiles, checks, self._issuing, self._renewals, self._urls)
         self._authorizations = Authorizations(store, self._validating, self._urls)
         self._revocations = Revocations(store, core)
         self._tasks: list[asyncio.Task[None]] = []
@@ -168,6 +171,7 @@ class AcmeFrontEnd:
             add("POST", f"{prefix}/new-authz", self._signed(self._new_authorization))
             add("POST", f"{prefix}/key-change", self._signed(self._change_key))
             add("POST", f"{prefix}/revoke-cert", self._signed(self._revoke, by_key=True))
+        add("GET", "/acme/renewal-info/{certid}", self._guarded(self._renewal_info))
         which = f"{{id:{ID}}}"
         add("POST", f"/acme/account/{which}", self._signed(self._account))
         add("POST", f"/acme/account/{which}/orders", self._signed(self._account_orders))
@@ -211,7 +215,7 @@ class AcmeFrontEnd:
             return problem_of(BadNonceError("the nonce was used before"))
         if isinstance(error, _BODY_ERRORS):
             return Problem(ErrorType.MALFORMED, "the body is larger than this server takes", status=413)
-        if isinstance(error, (CaError, JwsError, PayloadError, ContactError, BadNonceError, ProblemError)):
+        if isinstance(error, (CaError, JwsError, PayloadError, CertIdError, ContactError, BadNonceError, ProblemError)):
             return problem_of(error)
         _log.exception("request failed", path=request.path, exc_info=error)
         return internal_problem()
@@ -273,6 +277,7 @@ class AcmeFrontEnd:
             "newAuthz": self._urls.entry("new-authz", profile),
             "revokeCert": self._urls.entry("revoke-cert", profile),
             "keyChange": self._urls.entry("key-change", profile),
+            "renewalInfo": self._urls.renewal_info(),
             "meta": meta,
         }
         return _json(directory, headers={"Cache-Control": "public, max-age=60"})
@@ -284,6 +289,15 @@ class AcmeFrontEnd:
             status=200 if request.method == "HEAD" else 204,
             headers={"Replay-Nonce": self._nonces.issue(), "Cache-Control": "no-store"},
         )
+
+    async def _renewal_info(self, request: web.Request) -> web.Response:
+        """GET when to renew a certificate (RFC 9773 section 4.1)."""
+        info = await self._renewals.info(request.match_info["certid"], datetime.now(UTC))
+        window = {"start": rfc3339(info.window.start), "end": rfc3339(info.window.end)}
+        shown: dict[str, Any] = {"suggestedWindow": window}
+        if info.explanation_url:
+            shown["explanationURL"] = info.explanation_url
+        return _json(shown, headers={"Retry-After": str(info.retry_after)})
 
     async def _nowhere(self, request: web.Request) -> web.Response:
         allowed = self._allowed_methods(request)

@@ -467,6 +467,32 @@ def test_a_compromised_key_is_blocked(server: Server) -> None:
     assert spki in {row["spki_sha256"] for row in told(server, "key", "list")}
 
 
+# --- Incidents ----------------------------------------------------------------------------------------------------
+
+
+@BOTH_WAYS
+def test_incidents(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "serials"
+    file.write_text("0A:0b\n0c\n")
+    wanted = ("--reason", "weak", "--serial", "1f", "--serials", str(file), "--method", "http-01")
+    made = told(server, "incident", "create", *wanted, "--explanation-url", "https://ca.test/why")
+    assert made["targets"] == ["serial:1f", "serial:0a0b", "serial:0c", "method:http-01"]
+    listed = next(each for each in told(server, "incident", "list") if each["id"] == made["id"])
+    assert listed == made | {"targets": sorted(made["targets"])}
+    assert made["id"] in server.cli("incident", "list").stdout
+    assert server.cli("incident", "end", made["id"]).stdout == f"ended: {made['id']}\n"
+    assert "no incident" in refusal(server, "incident", "end", made["id"], code=1)
+    story = events(server, "--object", f"incident:{made['id']}")
+    assert [(event["type"], event["actor"], event.get("reason")) for event in story] == [
+        ("incident.created", ACTOR, "weak"),
+        ("incident.ended", ACTOR, None),
+    ]
+    said = server.cli("incident", "create", "--reason", "weak", "--profile", "short").stdout
+    assert said.endswith("begins now; targets: 1\n")
+    for wrong in (("--serial", "xyz"), ("--issuer", "nobody"), ("--serials", "nowhere"), ()):
+        refusal(server, "incident", "create", "--reason", "weak", *wrong, code=1)
+
+
 # --- External account keys ----------------------------------------------------------------------------------------
 
 

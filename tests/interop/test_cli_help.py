@@ -39,6 +39,7 @@ READERS = {
     "cert show",
     "crl show",
     "eab list",
+    "incident list",
     "key list",
     "audit verify",
     "audit verify-proof",
@@ -78,6 +79,9 @@ def test_all_commands_are_there() -> None:
         "eab create",
         "eab list",
         "eab disable",
+        "incident create",
+        "incident end",
+        "incident list",
         "key block",
         "key unblock",
         "key list",
@@ -166,6 +170,9 @@ def test_examples_run(server: Server, tmp_path: Path, example: str) -> None:
             server.cli("key", "block", str(tmp_path / "leaked.pem"), "--reason", "to be undone")
     if "KID" in example:
         line = example.replace("KID", told(server, "eab", "create")["kid"])
+    if "INCIDENT" in example:
+        made = told(server, "incident", "create", "--reason", "to be ended", "--profile", "short")
+        line = example.replace("INCIDENT", made["id"])
     output = shell(server, line, tmp_path)
     if ">" in words:
         assert output == ""

@@ -133,7 +133,7 @@ async def test_profile_directories(world, external):
     for path, prefix in (("", ""), ("default/", ""), ("short/", "short/")):
         directory = (await world.send("GET", f"{external}/acme/{path}directory")).json
         assert directory["newOrder"] == f"{external}/acme/{prefix}new-order"
-        entries = {"newNonce", "newAccount", "newOrder", "newAuthz", "revokeCert", "keyChange"}
+        entries = {"newNonce", "newAccount", "newOrder", "newAuthz", "revokeCert", "keyChange", "renewalInfo"}
         assert set(directory) == entries | {"meta"}
     for path in ("inside/directory", "nothing/directory", "inside/new-nonce"):
         missing = await world.send("GET", f"{external}/acme/{path}")

@@ -177,7 +177,7 @@ async def test_the_statements_of_an_order_hardly_grow_with_its_names(url, monkey
             if database.dialect == "sqlite":  # past SQLAlchemy, which has no event of it
                 run = Prepared.run
                 monkeypatch.setattr(Prepared, "run", lambda *arguments: ran.append(arguments) or run(*arguments))
-            insert_order(connection, order(name, *names), candidates, bounds(1000))
+            insert_order(connection, order(name, *names), candidates, bounds(1000), "default")
             monkeypatch.undo()
             return len(ran)
 

@@ -291,6 +291,7 @@ class World:
             publisher=self.publisher,
             accounts=None,  # type: ignore[arg-type]
             blocklist=None,  # type: ignore[arg-type]
+            incidents=None,  # type: ignore[arg-type]
             reload=reload,
             health=health,
             gate=self.gate,

@@ -6,6 +6,7 @@ import pytest
 
 from ca_server.domain.errors import CaError, ErrorKind, SubError
 from ca_server.domain.names import Identifier, IdentifierType
+from protocols.acme.certid import CertIdError
 from protocols.acme.jws import JwsError, JwsErrorKind
 from protocols.acme.nonces import BadNonceError
 from protocols.acme.objects import ContactError, ContactErrorKind, PayloadError
@@ -37,6 +38,7 @@ CASES: list[tuple[KnownError, str, int]] = [
     (JwsError(JwsErrorKind.BAD_SIGNATURE_ALGORITHM, "x"), "badSignatureAlgorithm", 400),
     (JwsError(JwsErrorKind.UNAUTHORIZED, "x"), "unauthorized", 401),
     (PayloadError("x"), "malformed", 400),
+    (CertIdError("x"), "malformed", 400),
     (ContactError(ContactErrorKind.INVALID, "x"), "invalidContact", 400),
     (ContactError(ContactErrorKind.UNSUPPORTED, "x"), "unsupportedContact", 400),
     (BadNonceError("x"), "badNonce", 400),

@@ -1,0 +1,118 @@
+"""Renewal information (RFC 9773): when each certificate is best renewed, so that a fleet does not come all at once.
+
+The window of a certificate follows from its CertID and its lifetime alone: every node and every request tells the same,
+and nothing is stored. Serial numbers are random, so windows are spread evenly, however many certificates were issued in
+one hour.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+from cryptography import x509
+
+from ca_server.domain.certificates import CertificateRecord, serial_text
+from ca_server.domain.enrollment import Protocol
+from ca_server.domain.errors import CaError, ErrorKind
+from protocols.acme.certid import CertId, certid_of, parse_certid
+from protocols.acme.options import AcmeOptions
+from protocols.acme.ports import AcmeStore
+
+EARLIEST = 0.60
+"""The part of its lifetime after which the first window of a fleet begins."""
+SPREAD = 0.15
+"""The part of the lifetime over which the beginnings of the windows are spread."""
+LENGTH = 0.02
+"""The part of the lifetime that a window is long: the client picks a moment in it at random."""
+DRIFT = 0.2
+"""The part of the longest pause that the shortest is shorter."""
+_LEAST_LENGTH = timedelta(minutes=1)
+_LOOKS = 20
+"""How often at least a client looks during a lifetime."""
+_LEAST_PAUSE = timedelta(minutes=1)
+"""What clients take for the least (RFC 9773 section 4.3.2)."""
+_OVERDUE = timedelta(hours=1)
+_INCIDENT = timedelta(days=1)
+"""Within which the certificates of an incident are renewed, so that not all come at once."""
+_HASHED = 8
+"""Octets of the hash that make one number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When to renew; `end` is after `start` (RFC 9773 section 4.2), also in whole seconds."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalInfo:
+    """What a client is told of a certificate; `retry_after` is in seconds."""
+
+    window: Window
+    retry_after: int
+    explanation_url: str = ""
+    """A page that tells why it is to be renewed now; empty: none."""
+
+
+def suggested_window(certid: CertId, usable_from: datetime, not_after: datetime) -> Window:
+    """The window of a certificate, placed by the hash of its CertID: in [0.60, 0.77] of the time it can be used."""
+    lifetime = not_after - usable_from
+    start = usable_from + lifetime * (EARLIEST + SPREAD * _place(certid, 0))
+    return Window(start, start + max(lifetime * LENGTH, _LEAST_LENGTH))
+
+
+def pause(certid: CertId, lifetime: timedelta, longest: timedelta) -> timedelta:
+    """How long a client waits between two looks at a certificate's renewal information.
+
+    Each certificate has its own, so that the looks of clients that began together drift apart.
+    """
+    wanted = min(longest, lifetime / _LOOKS) * (1 - DRIFT * _place(certid, 1))
+    return max(wanted, _LEAST_PAUSE)
+
+
+def _place(certid: CertId, which: int) -> float:
+    """A number in [0, 1) that follows from the CertID: the first or the second of its hash."""
+    octets = sha256(str(certid).encode()).digest()[which * _HASHED : (which + 1) * _HASHED]
+    return int.from_bytes(octets, "big") / (1 << 8 * _HASHED)
+
+
+class Renewals:
+    """Finds certificates by CertID and tells when to renew them."""
+
+    def __init__(self, options: AcmeOptions, store: AcmeStore) -> None:
+        self._options = options
+        self._store = store
+
+    async def info(self, text: str, now: datetime) -> RenewalInfo:
+        """The renewal information of a certificate. CertIdError; NOT_FOUND where ACME did not issue it here."""
+        certid = parse_certid(text)
+        record = await self.find(certid)
+        if record is None:
+            raise CaError(ErrorKind.NOT_FOUND, "this server issued no certificate with that CertID")
+        usable_from = max(record.not_before, record.issued_at)
+        lifetime = record.not_after - usable_from
+        explanation = ""
+        if record.revoked_at is not None:
+            # In the past, whatever the clock of the node that revoked it: renew at once (RFC 9773 section 4.2).
+            end = min(record.revoked_at, now - _LEAST_LENGTH)
+            window = Window(end - _OVERDUE, end)
+        else:
+            window = suggested_window(certid, usable_from, record.not_after)
+            incident = await self._store.incident_of(record)
+            if incident is not None and incident.created_at < window.start:
+                length = min(_INCIDENT, max(record.not_after - incident.created_at, _LEAST_LENGTH))
+                window = Window(incident.created_at, incident.created_at + length)
+                explanation = incident.explanation_url
+        until = pause(certid, lifetime, self._options.renewal_retry_after)
+        return RenewalInfo(window, int(until.total_seconds()), explanation)
+
+    async def find(self, certid: CertId) -> CertificateRecord | None:
+        """The certificate that an ACME account was given: the serial number finds it, its issuer's key confirms it."""
+        for record in await self._store.certificates_by_serial(serial_text(certid.serial)):
+            if (record.requester_protocol, record.tenant) == (Protocol.ACME.value, self._options.tenant):
+                certificate = x509.load_der_x509_certificate(record.certificate_der)
+                if certid_of(certificate) == certid:
+                    return record
+        return None
