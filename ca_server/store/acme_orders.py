@@ -13,6 +13,7 @@ from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_authorizations import authorizations, insert_authorizations, reusable
+from ca_server.store.acme_limits import draw
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
 from ca_server.store.rows import insert_rows
@@ -125,11 +126,12 @@ def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) ->
 def insert_order(
     connection: Connection, order: Order, candidates: Sequence[Authorization], bounds: OpenBounds
 ) -> Order:
-    """Create an order, with valid authorizations of the account reused. RATE_LIMITED beyond the bounds.
+    """Create an order, with valid authorizations of the account reused. RATE_LIMITED beyond bounds and rates.
 
     The number of statements does not grow with the number of names.
     """
     _check_bounds(connection, order, len(candidates), bounds)
+    draw(connection, bounds.draws, order.created_at)
     standing = reusable(connection, candidates, order.created_at + _LEAST_REMAINING)
     chosen: list[str] = []
     made: list[Authorization] = []
