@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from protocols.acme.limits import NO_LIMITS, Limits
 from protocols.acme.validation import ValidationPolicy
 
 MAX_JWS = 131_072
@@ -38,5 +39,8 @@ class AcmeOptions:
     max_open_names: int = 3000
     """Names, and so authorizations, of one account's unfinished orders together."""
     max_jws: int = MAX_JWS
+    limits: Limits = NO_LIMITS
+    limits_help_url: str = ""
+    """Where clients that are refused for a limit read more; empty: nowhere."""
     unsafe_skip_validation: bool = False
     """Challenges are valid at once, without a look: for staging CAs alone."""

@@ -95,7 +95,8 @@ class Orders:
             profile=profile.name,
             names=tuple(str(name) for name in names),
         )
-        bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names)
+        draws = self._options.limits.new_order(order)
+        bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names, draws)
         created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
         exchange.nonce_used()
         return created

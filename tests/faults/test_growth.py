@@ -5,15 +5,19 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 from cryptography import x509
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
+
+from ca_server.settings import AcmeLimitSettings
 
 GROWING = frozenset(
     {
         "acme_accounts",
         "acme_authorizations",
         "acme_challenges",
+        "acme_limits",
         "acme_nonces",
         "acme_order_links",
         "acme_orders",
@@ -26,6 +30,12 @@ GROWING = frozenset(
     }
 )
 
+RATES = tuple(
+    f"acme.limits.{field.name}=1000 per 1h"
+    for field in msgspec.structs.fields(AcmeLimitSettings)
+    if "_prefix" not in field.name and field.name != "help_url"
+)
+
 
 def test_no_statement_reads_a_whole_table_that_grows(
     ca_server_command: Path,
@@ -36,7 +46,7 @@ def test_no_statement_reads_a_whole_table_that_grows(
 ) -> None:
     notes = open_folder("statements")
     notes.chmod(0o777)
-    server = Server(ca_server_command, open_folder("growth"), surroundings.settings)
+    server = Server(ca_server_command, open_folder("growth"), (*surroundings.settings, *RATES))
     server.init()
     server.environment = {
         "STATEMENTS_FOLDER": str(notes),
