@@ -6,11 +6,12 @@ whose arrival is past means the same as none.
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Final
 from zlib import crc32
 
-from sqlalchemy import BigInteger, Connection, String, bindparam, delete, select, text
+from sqlalchemy import BigInteger, Connection, String, bindparam, delete, select, text, type_coerce
 from sqlalchemy.dialects import postgresql
 
 from ca_server.domain.errors import CaError, ErrorKind
@@ -58,6 +59,16 @@ RETURNING key
 _ARRIVALS: Final = select(acme_limits.c.key, acme_limits.c.arrival).where(
     acme_limits.c.key.in_(bindparam("keys", expanding=True))
 )
+
+
+@dataclass(frozen=True, slots=True)
+class StandingLimit:
+    """A key that something was taken from: when there is room for one more, and when for all of its burst."""
+
+    key: str
+    refuses: bool
+    next_at: datetime
+    whole_at: datetime
 
 
 def limit_locks(draws: Sequence[Draw]) -> set[str]:
@@ -112,6 +123,17 @@ def _refusal(connection: Connection, refused: Sequence[Draw], now: datetime) -> 
         rule=worst.rule,
         retry_after=seconds,
     )
+
+
+def standing_limits(connection: Connection, now: datetime, limit: int, *, refusing: bool) -> tuple[StandingLimit, ...]:
+    """Keys that are not whole, those first that will be last; with `refusing` those without room alone."""
+    query = select(acme_limits).where(acme_limits.c.arrival > now).order_by(acme_limits.c.arrival.desc())
+    if refusing:
+        moment = _microseconds.process_bind_param(now, connection.dialect)
+        query = query.where(type_coerce(acme_limits.c.arrival, BigInteger) - acme_limits.c.slack > moment)
+    rows = connection.execute(query.limit(limit)).all()
+    found = [(row.key, row.arrival - timedelta(microseconds=row.slack), row.arrival) for row in rows]
+    return tuple(StandingLimit(key, next_at > now, next_at, whole_at) for key, next_at, whole_at in found)
 
 
 def prune_limits(connection: Connection, before: datetime, limit: int) -> int:

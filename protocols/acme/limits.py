@@ -78,12 +78,10 @@ class Limits:
 
     def _certificate(self, names: tuple[Identifier, ...], *, takes: bool) -> tuple[Draw, ...]:
         domains = (domain for domain in map(_parent, names) if domain)
-        together = "\n".join(sorted(map(str, names)))
-        digest = sha256(together.encode()).hexdigest()
         return (
             *_PER_NAME.draws(self.certificates_per_name, self.tenant, map(str, names), takes=takes),
             *_PER_DOMAIN.draws(self.certificates_per_domain, self.tenant, domains, takes=takes),
-            *_PER_SET.draws(self.certificates_per_set, self.tenant, (digest,), takes=takes),
+            *_PER_SET.draws(self.certificates_per_set, self.tenant, map(_digest, (names,)), takes=takes),
         )
 
     def validation(self, authorization: Authorization, *, failed: bool) -> tuple[Draw, ...]:
@@ -104,6 +102,11 @@ class Limits:
 
 
 NO_LIMITS = Limits()
+
+
+def _digest(names: Iterable[Identifier]) -> str:
+    """What stands for a set of names."""
+    return sha256("\n".join(sorted(map(str, names))).encode()).hexdigest()
 
 
 def _parent(name: Identifier) -> str:

@@ -39,6 +39,7 @@ READERS = {
     "cert show",
     "crl show",
     "eab list",
+    "acme limits",
     "key list",
     "audit verify",
     "audit verify-proof",
