@@ -78,6 +78,11 @@ def test_rates_are_read(text: str, count: int, seconds: int, burst: int) -> None
     assert parse_rate(text) == Rate.of(count, seconds * SECOND, burst, text)
 
 
+def test_the_interval_is_rounded_up() -> None:
+    """Else a rate that does not come out even would give more than it says."""
+    assert Rate.of(3, 10, 1, "test").interval == 4
+
+
 def test_nothing_is_no_rate() -> None:
     assert parse_rate("") is None
 
