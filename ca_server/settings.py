@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ca_server.domain.keys import KeyAlgorithm
+from ca_server.domain.rates import RATE_PATTERN
 
 CONFIGURATION_FILE = "ca-server.toml"
 
@@ -22,6 +23,8 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Days = Annotated[int, Meta(ge=1, le=36_525)]
+RateText = Annotated[str, Meta(pattern=RATE_PATTERN)]
+"""`ca_server.domain.rates.parse_rate` reads it."""
 
 
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -136,6 +139,27 @@ class StatusSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Seconds that a revocation waits for others before the CRL is signed again."""
 
 
+class AcmeLimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rates that ACME clients are held to, as `300 per 3h`; empty: no limit."""
+
+    accounts_per_network: RateText = ""
+    orders_per_account: RateText = ""
+    orders_per_network: RateText = ""
+    orders: RateText = ""
+    """New orders of everybody together."""
+    certificates_per_name: RateText = ""
+    certificates_per_domain: RateText = ""
+    """Certificates with any name directly below one domain."""
+    certificates_per_set: RateText = ""
+    """Certificates with exactly the same names."""
+    failures_per_name: RateText = ""
+    """Failed validations of a name by one account."""
+    ipv4_prefix: Annotated[int, Meta(ge=8, le=32)] = 32
+    ipv6_prefix: Annotated[int, Meta(ge=16, le=128)] = 64
+    help_url: str = ""
+    """Where clients that are refused read more."""
+
+
 class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ACME front-end (RFC 8555)."""
 
@@ -185,6 +209,7 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """How long orders are kept after they, their authorizations and their certificate have expired."""
     renewal_retry_after: Annotated[int, Meta(ge=60, le=86_400)] = 21_600
     """Seconds until clients look at renewal information again, at most (RFC 9773 section 4.3.2: a minute to a day)."""
+    limits: AcmeLimitSettings = AcmeLimitSettings()
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -290,6 +290,7 @@ DB_UP = Gauge(
     multiprocess_mode="livemin",
 )
 ACME_VALIDATIONS = Counter("ca_server_acme_validations_total", "Challenge validations.", ["type", "outcome"])
+ACME_LIMITED = Counter("ca_server_acme_limited_total", "Requests refused with rateLimited, by the limit.", ["limit"])
 OCSP_ANSWERS = Counter(
     "ca_server_ocsp_answers_total", "OCSP answers: good, revoked, unknown, or the error status.", ["status"]
 )

@@ -24,6 +24,7 @@ from ca_server.core.service import LISTENER, PORT_VERSION
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester
 from ca_server.domain.errors import CaError
+from ca_server.domain.rates import parse_rate
 from ca_server.settings import Home, ListenerSettings, Settings
 from ca_server.store.acme import SqlAcmeStore
 from ca_server.web.application import Registrar, create_application
@@ -31,6 +32,7 @@ from ca_server.web.health import health_routes, metrics_routes
 from ca_server.web.listener import serve_listener
 from ca_server.web.options import WebOptions
 from ca_server.web.tls import ListenerTls
+from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
 from protocols.acme.validation import ValidationPolicy
 from protocols.acme.views import AcmeFrontEnd
@@ -145,6 +147,7 @@ async def _front_ends(
             events=events,
             nonce_key=welcome.nonce_key,
             observe_validation=metrics.validation,
+            observe_limit=metrics.acme_limit,
         )
         await acme.start()
         stack.push_async_callback(acme.stop)
@@ -185,6 +188,20 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         max_open_orders=acme.max_open_orders,
         max_open_names=acme.max_open_names,
         max_open_authorizations=acme.max_open_authorizations,
+        limits=Limits(
+            accounts_per_network=parse_rate(acme.limits.accounts_per_network),
+            orders_per_account=parse_rate(acme.limits.orders_per_account),
+            orders_per_network=parse_rate(acme.limits.orders_per_network),
+            orders=parse_rate(acme.limits.orders),
+            certificates_per_name=parse_rate(acme.limits.certificates_per_name),
+            certificates_per_domain=parse_rate(acme.limits.certificates_per_domain),
+            certificates_per_set=parse_rate(acme.limits.certificates_per_set),
+            failures_per_name=parse_rate(acme.limits.failures_per_name),
+            ipv4_prefix=acme.limits.ipv4_prefix,
+            ipv6_prefix=acme.limits.ipv6_prefix,
+            tenant=settings.server.tenant,
+        ),
+        limits_help_url=acme.limits.help_url,
         # The core has looked at the issuers' certificates; this process has the setting alone.
         unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,
     )

@@ -65,6 +65,11 @@ def validation(kind: str, outcome: str) -> None:
     telemetry.ACME_VALIDATIONS.labels(kind, outcome).inc()
 
 
+def acme_limit(rule: str) -> None:
+    """One request that an ACME client was refused for a limit."""
+    telemetry.ACME_LIMITED.labels(rule).inc()
+
+
 def database(operation: str, seconds: float, units: int) -> None:
     """What the database's writer did: `ca_server.store.database.Observer`."""
     if operation == "write":

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from ca_server import telemetry
 from ca_server.bootstrap.version import SOFTWARE
-from ca_server.cli import audit, cert, config, crl, db, doctor, eab, incident, issuer, key, server, systemd
+from ca_server.cli import acme, audit, cert, config, crl, db, doctor, eab, incident, issuer, key, server, systemd
 from ca_server.cli.common import fail
 from ca_server.domain.errors import CaError, ConfigurationError
 
@@ -33,6 +33,7 @@ app.add_typer(issuer.app, name="issuer")
 app.add_typer(cert.app, name="cert")
 app.add_typer(crl.app, name="crl")
 app.add_typer(eab.app, name="eab")
+app.add_typer(acme.app, name="acme")
 app.add_typer(key.app, name="key")
 app.add_typer(incident.app, name="incident")
 app.add_typer(audit.app, name="audit")

@@ -6,6 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from ca_server.configuration.wording import Mistake
 from ca_server.domain.names import InvalidNameError, dns_identifier, ip_identifier
+from ca_server.domain.rates import parse_rate
 from ca_server.domain.syslog import SyslogAddress
 from ca_server.settings import Settings
 
@@ -28,6 +29,7 @@ def check_consistency(settings: Settings) -> Mistake | None:
                 _domains,
                 _issuers,
                 _syslog,
+                _limits,
                 _unsafe,
             )
             for mistake in check(settings)
@@ -89,6 +91,18 @@ def _syslog(settings: Settings) -> Iterator[Mistake]:
             yield Mistake("audit.syslog", settings.audit.syslog, str(error))
 
 
+def _limits(settings: Settings) -> Iterator[Mistake]:
+    limits = settings.acme.limits
+    for name in limits.__struct_fields__:
+        text = getattr(limits, name)
+        if not isinstance(text, str) or name == "help_url":
+            continue
+        try:
+            parse_rate(text)
+        except ValueError as error:
+            yield Mistake(f"acme.limits.{name}", text, str(error))
+
+
 def _nameservers(settings: Settings) -> Iterator[Mistake]:
     for server in settings.dns.nameservers:
         host, port = server, ""
@@ -113,6 +127,7 @@ def _urls(settings: Settings) -> Iterator[Mistake]:
         ("server.external_http_url", settings.server.external_http_url, ("http",)),
         ("acme.terms_of_service", settings.acme.terms_of_service, ("https", "http")),
         ("acme.website", settings.acme.website, ("https", "http")),
+        ("acme.limits.help_url", settings.acme.limits.help_url, ("https", "http")),
     ):
         if url and not _is_url(url, schemes):
             yield Mistake(key, url, f"write a URL in ASCII that begins with {schemes[0]}://")

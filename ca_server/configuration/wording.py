@@ -7,6 +7,8 @@ import msgspec
 from msgspec import Struct
 from msgspec import inspect as types
 
+from ca_server.domain.rates import RATE_PATTERN
+
 MAX_SHOWN = 200
 
 
@@ -122,6 +124,7 @@ def _range(info: types.IntType | types.FloatType) -> str:
 _PATTERNS = {
     r"^[a-z0-9][a-z0-9-]{0,62}$": "1 to 63 lower-case letters, digits and hyphens, no hyphen first",
     r"^([A-Z]{2})?$": "two capital letters (ISO 3166), or nothing",
+    RATE_PATTERN: "COUNT per TIME, such as 300 per 3h or 10 per 1d burst 50, or nothing",
 }
 
 

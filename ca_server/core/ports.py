@@ -514,7 +514,8 @@ class EabStore(Protocol):
     ) -> AccountRegistered:
         """Use the key up and create the account. BAD_BINDING where the key can't be used (any more).
 
-        An account with the same key thumbprint is returned as it stands, and nothing is used up or recorded.
+        RATE_LIMITED where one of its draws has no room. An account with the same key thumbprint is returned as it
+        stands, and nothing is used up or recorded.
         """
 
 

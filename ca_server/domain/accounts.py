@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from ca_server.domain.rates import Draw
+
 
 class AccountStatus(StrEnum):
     """Life of an account (RFC 8555 section 7.1.6)."""
@@ -52,6 +54,8 @@ class AccountRegistration:
     profile: str
     request_id: str = ""
     source: str | None = None
+    draws: tuple[Draw, ...] = ()
+    """Limits on new accounts, to be taken from where one is created."""
 
 
 @dataclass(frozen=True, slots=True)

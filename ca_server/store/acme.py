@@ -14,6 +14,7 @@ from ca_server.domain.certificates import CertificateRecord, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier, IdentifierType
+from ca_server.domain.rates import Draw
 from ca_server.store.acme_accounts import (
     USED_NONCES,
     account_by_id,
@@ -34,6 +35,7 @@ from ca_server.store.acme_challenges import (
     keep_challenges,
     record_attempt,
 )
+from ca_server.store.acme_limits import count, draw, limit_locks, prune_limits
 from ca_server.store.acme_orders import (
     begin_finalize,
     claim_orders,
@@ -87,11 +89,15 @@ class SqlAcmeStore:
         account_id: str | None = None,
         events: Sequence[AuditEvent] = (),
         nonce: NonceUse | None = None,
+        draws: Sequence[Draw] = (),
     ) -> T:
-        """Do the work for the account and use the nonce up; record the events where its value is not false."""
+        """Do the work for the account and use the nonce up; record the events where its value is not false.
+
+        `draws` are those that the work takes.
+        """
         return await self._database.write(
             work,
-            locks=() if account_id is None else (account_lock(account_id),),
+            locks=(*(() if account_id is None else (account_lock(account_id),)), *limit_locks(draws)),
             once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
             along=Along(RECORD, events) if events else None,
         )
@@ -106,6 +112,9 @@ class SqlAcmeStore:
 
     async def prune(self, before: datetime, limit: int) -> int:
         return await self._write(lambda connection: prune_nonces(connection, before, limit))
+
+    async def prune_limits(self, before: datetime, limit: int) -> int:
+        return await self._write(lambda connection: prune_limits(connection, before, limit))
 
     # --- Accounts -------------------------------------------------------------------------------------------------
 
@@ -123,18 +132,19 @@ class SqlAcmeStore:
         return await self._database.read(lambda connection: account_by_thumbprint(connection, tenant, thumbprint))
 
     async def create_account(
-        self, account: Account, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account: Account, events: Sequence[AuditEvent], nonce: NonceUse | None, draws: Sequence[Draw] = ()
     ) -> AccountRegistered:
         def work(connection: Connection) -> AccountRegistered:
             standing = account_by_thumbprint(connection, account.tenant, account.key_thumbprint)
             if standing is not None:
                 return AccountRegistered(standing, created=False)
+            draw(connection, draws, account.created_at)
             insert_account(connection, account)
             insert_events(connection, events)
             return AccountRegistered(account, created=True)
 
         once = None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at)
-        return await self._database.write(work, locks=(key_lock(account),), once=once)
+        return await self._database.write(work, locks=(key_lock(account), *limit_locks(draws)), once=once)
 
     async def update_account(
         self,
@@ -196,6 +206,7 @@ class SqlAcmeStore:
             account_id=order.account_id,
             events=events,
             nonce=nonce,
+            draws=bounds.draws,
         )
 
     async def order(self, order_id: str) -> Order | None:
@@ -208,13 +219,21 @@ class SqlAcmeStore:
         return await self._database.read(lambda connection: order_ids(connection, account_id, after, limit))
 
     async def begin_finalize(
-        self, account_id: str, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None
+        self,
+        account_id: str,
+        order_id: str,
+        csr_der: bytes,
+        lessee: Lessee,
+        nonce: NonceUse | None,
+        draws: Sequence[Draw] = (),
     ) -> bool:
-        return await self._write(
-            lambda connection: begin_finalize(connection, order_id, csr_der, lessee),
-            account_id=account_id,
-            nonce=nonce,
-        )
+        def work(connection: Connection) -> bool:
+            if not begin_finalize(connection, order_id, csr_der, lessee):
+                return False
+            draw(connection, draws, lessee.now)
+            return True
+
+        return await self._write(work, account_id=account_id, nonce=nonce, draws=draws)
 
     async def claim_orders(self, lessee: Lessee, limit: int, *, restarted: bool = False) -> tuple[Work, ...]:
         return await self._write(
@@ -285,13 +304,21 @@ class SqlAcmeStore:
         return await self._write(work, account_id=account_id, nonce=nonce)
 
     async def begin_challenge(
-        self, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int, nonce: NonceUse | None
+        self,
+        account_id: str,
+        challenge_id: str,
+        lessee: Lessee,
+        max_processing: int,
+        nonce: NonceUse | None,
+        draws: Sequence[Draw] = (),
     ) -> bool:
-        return await self._write(
-            lambda connection: begin_challenge(connection, account_id, challenge_id, lessee, max_processing),
-            account_id=account_id,
-            nonce=nonce,
-        )
+        def work(connection: Connection) -> bool:
+            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing):
+                return False
+            draw(connection, draws, lessee.now)
+            return True
+
+        return await self._write(work, account_id=account_id, nonce=nonce, draws=draws)
 
     async def claim_challenges(
         self, lessee: Lessee, limit: int, error: bytes, *, restarted: bool = False
@@ -319,12 +346,16 @@ class SqlAcmeStore:
         now: datetime,
         valid_until: datetime,
         events: Sequence[AuditEvent],
+        draws: Sequence[Draw] = (),
     ) -> bool:
-        return await self._write(
-            lambda connection: finish_challenge(connection, work, holder, error, now, valid_until, self._tenant),
-            account_id=work.authorization.account_id,
-            events=events,
-        )
+        def finish(connection: Connection) -> bool:
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant):
+                return False
+            count(connection, draws, now)
+            return True
+
+        account_id = work.authorization.account_id
+        return await self._write(finish, account_id=account_id, events=events, draws=draws)
 
     async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
         table = acme_authorizations

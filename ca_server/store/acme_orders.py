@@ -13,6 +13,7 @@ from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.store.acme_authorizations import LEAST_REMAINING, authorizations, insert_authorizations, reusable
+from ca_server.store.acme_limits import draw
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
 from ca_server.store.rows import insert_rows
@@ -132,6 +133,7 @@ def insert_order(
     _check_bounds(connection, order, len(candidates), bounds)
     if order.replaces is not None and is_replaced(connection, order.replaces, order.created_at, tenant):
         raise AlreadyReplacedError
+    draw(connection, bounds.draws, order.created_at)
     standing = reusable(connection, candidates, order.created_at + LEAST_REMAINING)
     chosen: list[str] = []
     made: list[Authorization] = []

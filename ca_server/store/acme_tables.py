@@ -1,6 +1,7 @@
 """Tables of the ACME front-end. An order's certificate is found by its enrollment; no table here names it."""
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     ForeignKey,
@@ -150,4 +151,14 @@ acme_nonces = Table(
     Column("nonce", String, primary_key=True),
     Column("expires_at", UtcTime, nullable=False),
     Index("ix_acme_nonces_expires_at", "expires_at"),
+)
+
+acme_limits = Table(
+    "acme_limits",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("arrival", UtcTime, nullable=False),
+    # How far ahead of now the arrival may lie for one more, in microseconds, by who wrote last.
+    Column("slack", BigInteger, nullable=False),
+    Index("ix_acme_limits_arrival", "arrival"),
 )

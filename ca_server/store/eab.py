@@ -10,6 +10,7 @@ from ca_server.domain.accounts import AccountRegistered, AccountRegistration, Ea
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.acme import account_by_thumbprint, insert_account, key_lock
+from ca_server.store.acme_limits import draw, limit_locks
 from ca_server.store.audit import insert_events
 from ca_server.store.database import Database
 from ca_server.store.tables import eab_keys
@@ -95,7 +96,11 @@ class SqlEabStore:
         def unit(connection: Connection) -> AccountRegistered:
             return _bind(connection, registration, now, events)
 
-        locks = (f"eab:{registration.binding.kid}", key_lock(registration.account))
+        locks = (
+            f"eab:{registration.binding.kid}",
+            key_lock(registration.account),
+            *limit_locks(registration.draws),
+        )
         return await self._database.write(unit, locks=locks)
 
 
@@ -114,6 +119,7 @@ def _bind(
     }
     if connection.execute(_USE, parameters).rowcount == 0:
         raise CaError(ErrorKind.BAD_BINDING, "the external account binding can't be used")
+    draw(connection, registration.draws, now)
     insert_account(connection, account)
     insert_events(connection, events)
     return AccountRegistered(account, created=True)

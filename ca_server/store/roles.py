@@ -56,6 +56,8 @@ RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     acme_tables.acme_order_links: (_READ, _ALL),
     acme_tables.acme_challenges: (_READ, _ALL),
     acme_tables.acme_nonces: (_NONE, _ALL),
+    # The core creates the accounts that have a binding, and counts them.
+    acme_tables.acme_limits: (_KEEP, _ALL),
 }
 """By table: the rights of the core's role, and of the fronts'."""
 

@@ -81,7 +81,8 @@ class Accounts:
             )
         subject = f"acme:{account.id}"
         event = exchange.event(EventType.ACCOUNT_CREATED, actor=subject, object=subject, profile=exchange.profile)
-        created = await self._store.create_account(account, [event], exchange.nonce)
+        draws = self._options.limits.new_account(exchange.source)
+        created = await self._store.create_account(account, [event], exchange.nonce, draws)
         exchange.nonce_used()
         return created
 
@@ -94,7 +95,14 @@ class Accounts:
             await self._store.consume_nonce(nonce)
             exchange.nonce_used()
         return await self._core.register_account(
-            AccountRegistration(bound, binding, exchange.profile, exchange.request_id, exchange.source)
+            AccountRegistration(
+                bound,
+                binding,
+                exchange.profile,
+                exchange.request_id,
+                exchange.source,
+                self._options.limits.new_account(exchange.source),
+            )
         )
 
     @property

@@ -170,7 +170,7 @@ class Doorkeeper:
                 **told,
             )
         if nonce is None or problem.type not in _RECORDED:
-            self._refusals.count(problem.type, request.remote)
+            self._refusals.count(problem.type.value, request.remote)
             return
         event = self._events.make(
             EventType.ACCESS_REFUSED,

@@ -92,9 +92,13 @@ class Issuing:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
     async def begin(self, order: Order, csr_der: bytes, nonce: NonceUse | None) -> Order | None:
-        """Take a ready order to processing, committed with its CSR, and start work; None where it is not ready."""
+        """Take a ready order to processing, committed with its CSR, and start work; None where it is not ready.
+
+        RATE_LIMITED, and the order stays ready, where a limit on its names has no room.
+        """
         lessee = self._lessee()
-        if not await self._store.begin_finalize(order.account_id, order.id, csr_der, lessee, nonce):
+        draws = self._options.limits.certificate(order)
+        if not await self._store.begin_finalize(order.account_id, order.id, csr_der, lessee, nonce, draws):
             return None
         self._start(Work(order.id, order.account_id))
         return replace(order, status=OrderStatus.PROCESSING, csr_der=csr_der, lease_until=lessee.until)

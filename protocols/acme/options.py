@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from protocols.acme.limits import NO_LIMITS, Limits
 from protocols.acme.validation import ValidationPolicy
 
 MAX_JWS = 131_072
@@ -42,5 +43,8 @@ class AcmeOptions:
     max_open_authorizations: int = 300
     """Pending authorizations that one account asked for by themselves."""
     max_jws: int = MAX_JWS
+    limits: Limits = NO_LIMITS
+    limits_help_url: str = ""
+    """Where clients that are refused for a limit read more; empty: nowhere."""
     unsafe_skip_validation: bool = False
     """Challenges are valid at once, without a look: for staging CAs alone."""

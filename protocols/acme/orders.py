@@ -103,7 +103,8 @@ class Orders:
             names=tuple(str(name) for name in names),
             extra={} if wanted.replaces is None else {"replaces": wanted.replaces},
         )
-        bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names)
+        draws = self._options.limits.new_order(order)
+        bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names, draws)
         try:
             created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
         except AlreadyReplacedError:

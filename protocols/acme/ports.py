@@ -2,8 +2,9 @@
 
 `nonce` of a method is used up when it returns, whatever it returns: in the same transaction. NonceReplayedError, and
 nothing done, where it was used before; where the method raises, nothing was done and the nonce is as it was. Events
-given are committed with the change, and only if there was one. `account_id` is the owner's of what is changed: what
-is done for one account is done by one process after the other.
+given are committed with the change, and only if there was one. `draws` are taken with the change, and only if there
+was one; RATE_LIMITED with the rule of the limit, and nothing done or taken, where one has no room. `account_id` is the
+owner's of what is changed: what is done for one account is done by one process after the other.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
+from ca_server.domain.rates import Draw
 from protocols.acme.model import Authorization, Challenge, Order
 
 
@@ -103,10 +105,11 @@ class Lessee:
 
 @dataclass(frozen=True, slots=True)
 class OpenBounds:
-    """How many unfinished orders an account may have, and how many names they may have together."""
+    """How many unfinished orders an account may have, how many names they may have together, and what rates allow."""
 
     orders: int
     names: int
+    draws: Sequence[Draw] = ()
 
 
 class AcmeStore(Protocol):
@@ -128,9 +131,9 @@ class AcmeStore(Protocol):
         """An account by the thumbprint of its key."""
 
     async def create_account(
-        self, account: Account, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account: Account, events: Sequence[AuditEvent], nonce: NonceUse | None, draws: Sequence[Draw] = ()
     ) -> AccountRegistered:
-        """Create an account, or return the one that its key has, unchanged."""
+        """Create an account, or return the one that its key has, unchanged and without draws."""
 
     async def update_account(
         self,
@@ -208,7 +211,13 @@ class AcmeStore(Protocol):
         """Deactivate a pending or valid authorization; its orders without a certificate fail with `error`."""
 
     async def begin_challenge(
-        self, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int, nonce: NonceUse | None
+        self,
+        account_id: str,
+        challenge_id: str,
+        lessee: Lessee,
+        max_processing: int,
+        nonce: NonceUse | None,
+        draws: Sequence[Draw] = (),
     ) -> bool:
         """Take a pending challenge of a pending authorization to processing, its first attempt counted.
 
@@ -238,8 +247,11 @@ class AcmeStore(Protocol):
         now: datetime,
         valid_until: datetime,
         events: Sequence[AuditEvent],
+        draws: Sequence[Draw] = (),
     ) -> bool:
         """Settle a challenge, its authorization, and the orders that waited for it: in one transaction.
+
+        `draws` count a failure; they refuse nothing here.
 
         Without error the authorization is valid until `valid_until`, and orders all of whose authorizations are
         valid become ready; with one the authorization becomes invalid, and orders without a certificate fail with
@@ -248,7 +260,13 @@ class AcmeStore(Protocol):
         """
 
     async def begin_finalize(
-        self, account_id: str, order_id: str, csr_der: bytes, lessee: Lessee, nonce: NonceUse | None
+        self,
+        account_id: str,
+        order_id: str,
+        csr_der: bytes,
+        lessee: Lessee,
+        nonce: NonceUse | None,
+        draws: Sequence[Draw] = (),
     ) -> bool:
         """Take a ready order to processing with its CSR; false where it is not ready (any more)."""
 
@@ -287,6 +305,9 @@ class AcmeStore(Protocol):
 
     async def prune(self, before: datetime, limit: int) -> int:
         """Forget nonces that expired before; returns how many."""
+
+    async def prune_limits(self, before: datetime, limit: int) -> int:
+        """Forget what no limit needs since then; returns how many keys."""
 
 
 class ProfileSource(Protocol):

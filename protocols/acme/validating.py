@@ -18,6 +18,7 @@ import structlog
 from ca_server.core.audit import EventFactory
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError
+from ca_server.domain.rates import Draw
 from protocols.acme.model import Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
@@ -93,11 +94,16 @@ class Validating:
     ) -> Challenge | None:
         """Take a pending challenge to processing, committed, and start work; None where it is not pending.
 
-        RATE_LIMITED where the account has too many in processing.
+        RATE_LIMITED where the account has too many in processing, or too many for this name failed.
         """
         account_id, lessee = authorization.account_id, self._lessee()
         if not await self._store.begin_challenge(
-            account_id, challenge.id, lessee, self._options.max_validations, nonce
+            account_id,
+            challenge.id,
+            lessee,
+            self._options.max_validations,
+            nonce,
+            self._options.limits.validation(authorization, failed=False),
         ):
             return None
         begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1)
@@ -275,8 +281,15 @@ class Validating:
             now,
             now + self._options.authorization_lifetime,
             [event],
+            self._failure(authorization, problem),
         )
         self._observe(challenge.type, "valid" if problem is None else problem.type)
+
+    def _failure(self, authorization: Authorization, problem: ValidationProblem | None) -> tuple[Draw, ...]:
+        """What a validation takes from limits on failures: nothing where the failure is this server's own."""
+        if problem is None or problem.type == ErrorType.SERVER_INTERNAL:
+            return ()
+        return self._options.limits.validation(authorization, failed=True)
 
 
 def _document(problem: ValidationProblem) -> bytes:

@@ -13,7 +13,7 @@ from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import Account
 from ca_server.domain.enrollment import Protocol
-from ca_server.domain.errors import CaError
+from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.web.middleware import render_refusals
 from protocols.acme.accounts import Accounts
 from protocols.acme.authorizations import Authorizations
@@ -71,6 +71,7 @@ class AcmeFrontEnd:
         events: EventFactory,
         nonce_key: bytes,
         observe_validation: ObserveValidation = lambda _type, _outcome: None,
+        observe_limit: Callable[[str], None] = lambda _limit: None,
     ) -> None:
         holder = events.process
         checks = validators(options.validation)
@@ -81,7 +82,9 @@ class AcmeFrontEnd:
         self._urls = Urls(options.external_url, options.default_profile)
         self._nonces = NonceBook(nonce_key, options.nonce_lifetime)
         self._watch = CoreWatch(core)
-        self._refusals = Refusals(store, events)
+        self._refusals = Refusals(store, events, rule="acme.door", reason="before they were known to be anybody's")
+        self._limited = Refusals(store, events, rule="acme.limits", reason="for a limit")
+        self._observe_limit = observe_limit
         self._door = Doorkeeper(options, store, self._nonces, self._urls, events, self._refusals)
         self._issuing = Issuing(options, store, core, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
@@ -138,6 +141,7 @@ class AcmeFrontEnd:
     async def _record_refusals_once(self) -> None:
         try:
             await self._refusals.record()
+            await self._limited.record()
         except CaError as error:
             _log.warning("refusals not on record yet", error=error.detail)
 
@@ -149,6 +153,8 @@ class AcmeFrontEnd:
             pass
         if now < self._retention_due:
             return
+        while await self._store.prune_limits(now - RETENTION_INTERVAL, PRUNE_LIMIT) == PRUNE_LIMIT:
+            pass
         while found := await self._store.expired_orders(now - self._options.retention, FORGET_LIMIT):
             await self._store.forget_orders(found)
         before = now - self._options.retention
@@ -189,7 +195,10 @@ class AcmeFrontEnd:
             try:
                 answer = await handler(request)
             except Exception as error:  # noqa: BLE001 - every error has its problem document
-                answer = problem_response(self._problem(request, error))
+                problem = self._problem(request, error)
+                answer = problem_response(problem)
+                if problem.type is ErrorType.RATE_LIMITED and self._options.limits_help_url:
+                    answer.headers.add("Link", f'<{self._options.limits_help_url}>;rel="help"')
             return self._completed(request, answer)
 
         return guarded
@@ -215,6 +224,9 @@ class AcmeFrontEnd:
             return problem_of(BadNonceError("the nonce was used before"))
         if isinstance(error, _BODY_ERRORS):
             return Problem(ErrorType.MALFORMED, "the body is larger than this server takes", status=413)
+        if isinstance(error, CaError) and error.kind is ErrorKind.RATE_LIMITED and error.rule:
+            self._observe_limit(error.rule)
+            self._limited.count(error.rule, request.remote)
         if isinstance(error, (CaError, JwsError, PayloadError, CertIdError, ContactError, BadNonceError, ProblemError)):
             return problem_of(error)
         _log.exception("request failed", path=request.path, exc_info=error)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from interoplib.acme import AcmeClient
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
 
+from ca_server.settings import AcmeLimitSettings
 from protocols.acme.certid import certid_of
 
 GROWING = frozenset(
@@ -19,6 +21,7 @@ GROWING = frozenset(
         "acme_accounts",
         "acme_authorizations",
         "acme_challenges",
+        "acme_limits",
         "acme_nonces",
         "acme_order_links",
         "acme_orders",
@@ -31,6 +34,12 @@ GROWING = frozenset(
     }
 )
 
+RATES = tuple(
+    f"acme.limits.{field.name}=1000 per 1h"
+    for field in msgspec.structs.fields(AcmeLimitSettings)
+    if "_prefix" not in field.name and field.name != "help_url"
+)
+
 
 def test_no_statement_reads_a_whole_table_that_grows(
     ca_server_command: Path,
@@ -41,7 +50,7 @@ def test_no_statement_reads_a_whole_table_that_grows(
 ) -> None:
     notes = open_folder("statements")
     notes.chmod(0o777)
-    server = Server(ca_server_command, open_folder("growth"), surroundings.settings)
+    server = Server(ca_server_command, open_folder("growth"), (*surroundings.settings, *RATES))
     server.init()
     server.environment = {
         "STATEMENTS_FOLDER": str(notes),

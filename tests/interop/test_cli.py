@@ -44,7 +44,7 @@ def operated(
 ) -> Iterator[Server]:
     """A CA of this module's own, with certificates by ACME for NAMES."""
     folder = open_folder("cli")
-    server = Server(ca_server_command, folder, surroundings.settings)
+    server = Server(ca_server_command, folder, (*surroundings.settings, "acme.limits.orders_per_account=7 per 7h"))
     server.init()
     profile = server.home / "profiles" / "short.toml"
     profile.write_text("allow_hold = true\n" + profile.read_text())
@@ -531,6 +531,18 @@ def test_eab_mistakes(server: Server) -> None:
     assert "there is no key 'nobody'" in refusal(server, "eab", "disable", "nobody", code=1)
     assert "there is no profile 'nobody'" in refusal(server, "eab", "create", "--profile", "nobody", code=1)
     assert "--days" in refusal(server, "eab", "create", "--days", "0", code=2)
+
+
+def test_acme_limits(server: Server) -> None:
+    """The first account has taken all, the other one three of seven; each takes an hour to come back."""
+    listed = told(server, "acme", "limits")
+    assert [row["refuses"] for row in listed] == [True, False]
+    assert all(row["key"].startswith("default/orders_per_account/") for row in listed)
+    whole = [datetime.fromisoformat(row["whole_at"]) - datetime.now(UTC) for row in listed]
+    assert timedelta(hours=2) < whole[1] <= timedelta(hours=3) < timedelta(hours=6) < whole[0] <= timedelta(hours=7)
+    assert told(server, "acme", "limits", "--refusing") == listed[:1]
+    assert told(server, "acme", "limits", "--limit", "1") == listed[:1]
+    assert listed[1]["key"] in server.cli("acme", "limits").stdout
 
 
 # --- The audit log ------------------------------------------------------------------------------------------------

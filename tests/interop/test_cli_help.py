@@ -40,6 +40,7 @@ READERS = {
     "crl show",
     "eab list",
     "incident list",
+    "acme limits",
     "key list",
     "audit verify",
     "audit verify-proof",

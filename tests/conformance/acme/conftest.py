@@ -438,6 +438,7 @@ class World:
         self.front: AcmeFrontEnd
         self.session: aiohttp.ClientSession
         self.observed: list[tuple[str, str]] = []
+        self.limited: list[str] = []
 
     def events(self, process: str) -> EventFactory:
         return EventFactory(node="node", process=process, software="test", configuration="test")
@@ -539,6 +540,7 @@ class World:
             events=self.events(process),
             nonce_key=self.nonce_key,
             observe_validation=lambda kind, outcome: self.observed.append((kind, outcome)),
+            observe_limit=self.limited.append,
         )
 
     async def serve(self, options: AcmeOptions | None = None, process: str = "front-1") -> None:

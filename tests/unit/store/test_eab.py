@@ -9,6 +9,7 @@ import pytest
 
 from ca_server.domain.accounts import Account, AccountRegistration, AccountStatus, EabKey, ExternalBinding
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.rates import Draw, parse_rate
 from ca_server.store import eab as eab_module
 from ca_server.store.database import Database
 from ca_server.store.eab import SqlEabStore
@@ -164,3 +165,22 @@ async def test_of_two_nodes_that_are_sent_one_registration_neither_refuses_it(
         assert sorted(each.created for each in both) == [False, True]
         assert both[0].account == both[1].account
     await other.close()
+
+
+async def test_accounts_beyond_a_rate_use_no_key_up(world: Any, store: SqlEabStore) -> None:
+    rate = parse_rate("1 per 1h")
+    assert rate is not None
+    draws = (Draw("acme.limits.accounts_per_network", "new accounts", "network", rate),)
+    for kid in ("kid", "other"):
+        await store.create_eab(eab_key(world, kid), b"secret", [])
+    first = replace(registration(world), draws=draws)
+    assert (await store.bind_account(first, world.now, [])).created
+    assert not (await store.bind_account(first, world.now, [])).created, "it stands, and takes nothing"
+    second = replace(registration(world, "second", "other"), draws=draws)
+    with pytest.raises(CaError) as refused:
+        await store.bind_account(second, world.now, [])
+    assert (refused.value.kind, refused.value.retry_after) == (ErrorKind.RATE_LIMITED, 3600)
+    found = await store.eab("other")
+    assert found is not None
+    assert found[0].uses == 0
+    assert (await store.bind_account(second, world.now + timedelta(hours=1), [])).created
