@@ -319,4 +319,6 @@ class SqlAcmeStore:
         )
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))
+        return await self._database.glance(
+            lambda connection: read_spki_blocked(connection, spki_sha256), one_moment=False
+        )

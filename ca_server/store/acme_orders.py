@@ -127,7 +127,7 @@ def insert_order(
 ) -> Order:
     """Create an order, with valid authorizations of the account reused. RATE_LIMITED beyond the bounds.
 
-    The number of statements does not grow with the number of names.
+    The number of statements hardly grows with the number of names.
     """
     _check_bounds(connection, order, len(candidates), bounds)
     standing = reusable(connection, candidates, order.created_at + _LEAST_REMAINING)
