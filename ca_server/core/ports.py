@@ -365,9 +365,6 @@ class IssuanceStore(Protocol):
     async def certificates_of(self, protocol: str, requester_id: str, now: datetime) -> tuple[CertificateRecord, ...]:
         """Certificates of one requester that are neither expired nor revoked, newest first; at most 100."""
 
-    async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        """Whether a public key is on the blocklist."""
-
     async def blocked_keys(self) -> tuple[BlockedKey, ...]:
         """The blocklist, newest first."""
 

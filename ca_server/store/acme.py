@@ -391,4 +391,6 @@ class SqlAcmeStore:
         return await self._database.read(lambda connection: incident_of(connection, record))
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        return await self._database.glance(lambda connection: read_spki_blocked(connection, spki_sha256))
+        return await self._database.glance(
+            lambda connection: read_spki_blocked(connection, spki_sha256), one_moment=False
+        )

@@ -127,7 +127,7 @@ def insert_order(
 ) -> Order:
     """Create an order, with valid authorizations of the account reused. RATE_LIMITED, AlreadyReplacedError.
 
-    The number of statements does not grow with the number of names. Orders that replace one certificate are all of
+    The number of statements hardly grows with the number of names. Orders that replace one certificate are all of
     one account, and so one is made after the other.
     """
     _check_bounds(connection, order, len(candidates), bounds)

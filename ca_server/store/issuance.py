@@ -178,11 +178,6 @@ class SqlIssuanceStore:
             lambda connection: certificates_of_requester(connection, protocol, requester_id, now)
         )
 
-    async def spki_blocked(self, spki_sha256: bytes) -> bool:
-        return await self._database.glance(
-            lambda connection: read_spki_blocked(connection, spki_sha256), one_moment=False
-        )
-
     async def blocked_keys(self) -> tuple[BlockedKey, ...]:
         return await self._database.read(
             lambda connection: tuple(BlockedKey(*row) for row in connection.execute(_BLOCKLIST))

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from interoplib.commands import told
 from interoplib.server import Server
-from interoplib.tools import free_ports, need, run
+from interoplib.tools import need, run
+from ports import free_ports
 
 MODULES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so")
 

@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -56,9 +56,7 @@ class PostgresServer:
         self._folder = Path(tempfile.mkdtemp(prefix="ca-pg-", dir="/tmp"))
         self._folder.chmod(0o755)
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         if os.getuid() == 0:
             account = pwd.getpwnam(_USER)
             os.chown(self._folder, account.pw_uid, account.pw_gid)

@@ -15,8 +15,9 @@ from interoplib.acme import AcmeClient, Problem
 from interoplib.dns import NameServer
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
-from interoplib.tools import CHECKOUT, free_ports, run
+from interoplib.tools import CHECKOUT, run
 from interoplib.web import ChallengeServer
+from ports import free_ports
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from databases import PostgresServer
 from interoplib.dns import NameServer
 from interoplib.enrollment import Surroundings
-from interoplib.tools import free_ports
+from ports import free_ports
 
 from crashlib.books import Books
 from crashlib.siege import Siege

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interoplib.server import Server
-from interoplib.tools import free_ports
+from ports import free_ports
 
 from floodlib.flood import Memory, descriptors
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 from interoplib.acme import AcmeClient
 from interoplib.dns import NameServer
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
-from interoplib.tools import CHECKOUT, free_ports, run
+from interoplib.tools import CHECKOUT, run
 from interoplib.web import ChallengeServer
 
 

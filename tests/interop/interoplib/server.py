@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from ports import free_ports
 
-from interoplib.tools import free_ports, run
+from interoplib.tools import run
 
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0

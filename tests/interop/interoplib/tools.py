@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,24 +45,3 @@ def run(
     if expect is not None and done.returncode != expect:
         pytest.fail(f"{' '.join(command)}\nexited {done.returncode}, not {expect}\n{done.stdout}\n{done.stderr}")
     return done
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free for TCP and UDP a moment ago, all different."""
-    sockets: list[socket.socket] = []
-    ports: list[int] = []
-    while len(ports) < count:
-        tcp = socket.socket()
-        sockets.append(tcp)
-        tcp.bind(("0.0.0.0", 0))
-        port = tcp.getsockname()[1]
-        udp = socket.socket(type=socket.SOCK_DGRAM)
-        sockets.append(udp)
-        try:
-            udp.bind(("0.0.0.0", port))
-        except OSError:
-            continue
-        ports.append(port)
-    for each in sockets:
-        each.close()
-    return ports

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 from ca_server.domain.errors import ConfigurationError
 from ca_server.rpc.children import LIFELINE_FD, READY_FD, notify_ready, notify_systemd, watch_lifeline
@@ -334,8 +335,7 @@ class TestListeners:
     def test_a_port_in_use_is_named_and_nothing_stays_bound(self):
         with socket.create_server(("127.0.0.1", 0)) as other:
             taken = other.getsockname()[1]
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                free_port = free.getsockname()[1]
+            (free_port,) = free_ports(1)
             with pytest.raises(
                 ConfigurationError, match=rf"listeners.https: address = '127.0.0.1 port {taken}': is in use"
             ):
