@@ -171,6 +171,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         ),
         default_profile=settings.policy.default_profile,
         tenant=settings.server.tenant,
+        challenges=acme.challenges,
         finalize_wait=acme.finalize_wait,
         require_eab=acme.require_eab,
         terms_of_service=acme.terms_of_service,

@@ -28,6 +28,7 @@ from protocols.acme.model import (
     Order,
     OrderIdentifier,
     OrderStatus,
+    challenge_id,
 )
 from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_payload
 from protocols.acme.options import AcmeOptions
@@ -218,7 +219,7 @@ class Orders:
         authorization_id = new_id()
         token = token_urlsafe(32)
         challenges = tuple(
-            Challenge(new_id(), authorization_id, kind, token)
+            Challenge(challenge_id(authorization_id, kind), authorization_id, kind, token)
             for kind, validator in self._validators.items()
             if validator.applies(name.base, name.is_wildcard)
         )

@@ -221,7 +221,8 @@ class AcmeStore(Protocol):
     ) -> bool:
         """Take a pending challenge of a pending authorization to processing, its first attempt counted.
 
-        False where it is not pending; RATE_LIMITED where the account has `max_processing` in processing.
+        Of several calls, by whatever processes, one is told True. False where it is not pending; RATE_LIMITED where
+        the account has `max_processing` in processing.
         """
 
     async def claim_challenges(

@@ -32,7 +32,7 @@ from protocols.acme.refusals import Refusals
 from protocols.acme.rendering import response as problem_response
 from protocols.acme.renewal import Renewals
 from protocols.acme.revocation import Revocations
-from protocols.acme.urls import ID, Urls, is_id
+from protocols.acme.urls import CHALLENGE_ID, ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
 from protocols.acme.validation import validators
 from protocols.acme.watch import CoreWatch
@@ -74,7 +74,7 @@ class AcmeFrontEnd:
         observe_limit: Callable[[str], None] = lambda _limit: None,
     ) -> None:
         holder = events.process
-        checks = validators(options.validation)
+        checks = validators(options.validation, options.challenges)
         self._options = options
         self._store = store
         self._profiles = profiles
@@ -184,7 +184,7 @@ class AcmeFrontEnd:
         add("POST", f"/acme/order/{which}", self._signed(self._order))
         add("POST", f"/acme/order/{which}/finalize", self._signed(self._finalize))
         add("POST", f"/acme/authorization/{which}", self._signed(self._authorization))
-        add("POST", f"/acme/challenge/{which}", self._signed(self._challenge))
+        add("POST", f"/acme/challenge/{{id:{CHALLENGE_ID}}}", self._signed(self._challenge))
         add("POST", f"/acme/certificate/{which}", self._signed(self._certificate))
         add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
 

@@ -7,10 +7,11 @@ from protocols.acme.validation.model import (
     Validator,
     key_authorization,
 )
-from protocols.acme.validation.registry import validators
+from protocols.acme.validation.registry import USUAL_CHALLENGES, validators
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 __all__ = [
+    "USUAL_CHALLENGES",
     "DnsFailure",
     "Resolver",
     "ValidationPolicy",
