@@ -166,6 +166,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
             denied_networks=tuple(ipaddress.ip_network(network) for network in acme.denied_networks),
             redirect_ports=acme.redirect_ports,
             timeout=acme.validation_timeout,
+            issuer_domain_names=tuple(name.lower() for name in acme.caa_identities),
             nameservers=settings.dns.nameservers,
             dns_timeout=settings.dns.timeout,
         ),

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, and_, bindparam, func, literal, literal_colum
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.acme_accounts import former_thumbprints
 from ca_server.store.acme_authorizations import (
     authorization_of,
     authorizations,
@@ -18,7 +19,7 @@ from ca_server.store.acme_authorizations import (
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
 from ca_server.store.statements import Prepared, insert_dialect, is_literally, is_one_of
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
@@ -133,7 +134,8 @@ def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork |
         return None
     of = connection.execute(_AUTHORIZATION, {"authorization_id": row.authorization_id}).one()
     thumbprint = connection.execute(_THUMBPRINT, {"account_id": of.account_id}).scalar_one()
-    return ChallengeWork(challenge_of(row), authorization_of(of, ()), thumbprint)
+    former = former_thumbprints(connection, of.account_id) if row.type == DNS_PERSIST else ()
+    return ChallengeWork(challenge_of(row), authorization_of(of, ()), thumbprint, former)
 
 
 def begin_challenge(

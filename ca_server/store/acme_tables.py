@@ -35,6 +35,13 @@ acme_accounts = Table(
     UniqueConstraint("tenant", "key_thumbprint"),
 )
 
+acme_former_keys = Table(
+    "acme_former_keys",
+    metadata,
+    Column("account_id", String, ForeignKey("acme_accounts.id"), primary_key=True),
+    Column("key_thumbprint", String, primary_key=True),
+)
+
 acme_orders = Table(
     "acme_orders",
     metadata,

@@ -84,6 +84,10 @@ class OrderIdentifier:
     sent: str
 
 
+DNS_PERSIST = "dns-persist-01"
+"""The challenge that has no token, and that records made for earlier keys of the account may satisfy."""
+
+
 def challenge_id(authorization_id: str, kind: str) -> str:
     """The id of an authorization's challenge of a type, the same before and after its validation begins."""
     return f"{authorization_id}/{kind}"

@@ -39,6 +39,10 @@ class Urls:
         """An account: the `kid` of its requests."""
         return f"{self.base}/acme/account/{account_id}"
 
+    def account_hash_prefix(self) -> str:
+        """What the hashed URIs of accounts begin with; nothing is served there."""
+        return f"{self.base}/acme/account-hash/"
+
     def account_orders(self, account_id: str) -> str:
         """The list of an account's orders."""
         return f"{self.base}/acme/account/{account_id}/orders"

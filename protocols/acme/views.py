@@ -21,7 +21,7 @@ from protocols.acme.certid import CertIdError
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
 from protocols.acme.jwk import JwsError
-from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
+from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import ContactError, PayloadError
 from protocols.acme.options import MAX_JWS, AcmeOptions
@@ -91,7 +91,9 @@ class AcmeFrontEnd:
         self._accounts = Accounts(options, store, core, self._urls)
         self._renewals = Renewals(options, store)
         self._orders = Orders(options, store, profiles, checks, self._issuing, self._renewals, self._urls)
-        self._authorizations = Authorizations(store, self._validating, self._urls)
+        self._authorizations = Authorizations(
+            store, self._validating, self._urls, options.validation.issuer_domain_names
+        )
         self._revocations = Revocations(store, core)
         self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
@@ -282,6 +284,9 @@ class AcmeFrontEnd:
             meta["caaIdentities"] = list(self._options.caa_identities)
         if self._options.require_eab:
             meta["externalAccountRequired"] = True
+        if DNS_PERSIST in self._options.challenges:
+            meta["issuerDomainNames"] = list(self._options.validation.issuer_domain_names)
+            meta["accountHashPrefix"] = self._urls.account_hash_prefix()
         directory = {
             "newNonce": self._urls.entry("new-nonce", profile),
             "newAccount": self._urls.entry("new-account", profile),
