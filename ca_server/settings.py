@@ -182,6 +182,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     caa_identities: tuple[str, ...] = ()
     order_lifetime: Seconds = 86_400 * 7
     authorization_lifetime: Seconds = 86_400 * 30
+    authorization_reuse_lifetime: Annotated[float, Meta(ge=0, le=86_400 * 366)] = 86_400 * 30
+    """How long after its validation a valid authorization is good for new orders; 0: never."""
     nonce_lifetime: Seconds = 3600
     validation_timeout: Seconds = 10
     validation_attempts: Annotated[int, Meta(ge=1, le=20)] = 4

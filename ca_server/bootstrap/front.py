@@ -180,6 +180,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         caa_identities=acme.caa_identities,
         order_lifetime=timedelta(seconds=acme.order_lifetime),
         authorization_lifetime=timedelta(seconds=acme.authorization_lifetime),
+        authorization_reuse_lifetime=timedelta(seconds=acme.authorization_reuse_lifetime),
         nonce_lifetime=timedelta(seconds=acme.nonce_lifetime),
         validation_attempts=acme.validation_attempts,
         validation_concurrency=acme.validation_concurrency,

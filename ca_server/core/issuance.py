@@ -263,10 +263,10 @@ class Issuance:
         for profile in (pinned,) if pinned.hash == current.hash else (pinned, current):
             check_key(csr.public_key, profile)
             decisions.append(decide(profile, request, csr, now=now))
+            unproven = unproven_identifier(profile, request, now - self._evidence_lifetime)
+            if unproven is not None:
+                decisions.append(unproven)
         issuer = self._issuer_of(pinned, request)
-        unproven = unproven_identifier(request, now - self._evidence_lifetime)
-        if unproven is not None:
-            decisions.append(unproven)
         for decision in decisions:
             if isinstance(decision, Deny):
                 raise refusal([decision])

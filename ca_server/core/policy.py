@@ -71,10 +71,11 @@ def decide_validity(profile: Profile, begin: datetime | None, end: datetime | No
     return ()
 
 
-def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Deny | None:
+def unproven_identifier(profile: Profile, request: EnrollmentRequest, not_before: datetime) -> Deny | None:
     """The denial of an ACME request with a name that no evidence covers: names checked are the names that are signed.
 
-    A wildcard is shown by a DNS challenge alone (RFC 8555 section 7.1.3). Evidence is what the front-end claims, not
+    A wildcard is shown by a DNS challenge alone (RFC 8555 section 7.1.3), and so are the names below a domain by the
+    domain, where the profile lets them (RFC 9444). Evidence is what the front-end claims, not
     older than `not_before`; other protocols authorize names with the requester.
     """
     if request.requester.protocol is not Protocol.ACME:
@@ -82,8 +83,17 @@ def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Den
     proven = [item for item in request.evidence if item.validated_at >= not_before]
     by_any = {item.identifier for item in proven}
     by_dns = {item.identifier for item in proven if item.method.startswith("dns-")}
+    domains = {
+        item.identifier
+        for item in proven
+        if item.subdomains and item.method.startswith("dns-") and profile.names.allow_subdomain_authorization
+    }
     for identifier in request.identifiers:
-        if identifier.base not in (by_dns if identifier.is_wildcard else by_any):
+        if identifier.is_wildcard:
+            is_shown = identifier.base in by_dns
+        else:
+            is_shown = identifier in by_any or not domains.isdisjoint(identifier.domains_above)
+        if not is_shown:
             return Deny("names.evidence", f"control of {identifier.value!r} was not shown, or long ago", identifier)
     return None
 

@@ -30,11 +30,15 @@ class Requester:
 
 @dataclass(frozen=True, slots=True)
 class ValidatedIdentifier:
-    """An identifier whose control a front-end validated, with the method and when."""
+    """An identifier whose control a front-end validated, with the method and when.
+
+    `subdomains`: it was validated for all names below it too (RFC 9444).
+    """
 
     identifier: Identifier
     method: str
     validated_at: datetime
+    subdomains: bool = False
 
 
 @dataclass(frozen=True, slots=True)

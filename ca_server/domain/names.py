@@ -37,6 +37,14 @@ class Identifier:
         """The name without its wildcard label; the identifier itself where it has none."""
         return Identifier(self.type, self.value[2:]) if self.is_wildcard else self
 
+    @property
+    def domains_above(self) -> "tuple[Identifier, ...]":
+        """The DNS names above this one, the next one first, without the top-level domain; none of other names."""
+        if self.type is not IdentifierType.DNS:
+            return ()
+        labels = self.value.split(".")
+        return tuple(Identifier(self.type, ".".join(labels[at:])) for at in range(1, len(labels) - 1))
+
     def __str__(self) -> str:
         return f"{self.type.value}:{self.value}"
 

@@ -80,6 +80,7 @@ class NameRules:
     uri_prefixes: tuple[str, ...]
     any: bool
     allow_wildcard: bool
+    allow_subdomain_authorization: bool
     allow_empty: bool
     max: int
 
@@ -187,6 +188,7 @@ class ProfileChecks:
             uri_prefixes=tuple(self._uri_prefix(text) for text in names.uri_prefixes),
             any=names.any,
             allow_wildcard=names.allow_wildcard,
+            allow_subdomain_authorization=names.allow_subdomain_authorization,
             allow_empty=names.allow_empty,
             max=min(names.max, MAX_NAMES),
         )

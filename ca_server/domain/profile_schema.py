@@ -49,6 +49,9 @@ class NamesFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     any: bool = False
     """Every name; for front-ends `internal` and `admin` alone."""
     allow_wildcard: bool = False
+    allow_subdomain_authorization: bool = False
+    """Control of a domain, shown in the DNS, is control of the names below it where a client asks for that (RFC 9444).
+    """
     allow_empty: bool = False
     """Certificates without a subjectAltName."""
     max: Annotated[int, Meta(ge=1, le=MAX_NAMES)] = MAX_NAMES

@@ -58,7 +58,18 @@ from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from protocols.acme.ports import (
+    ANY_VALID,
+    Agreement,
+    ChallengeWork,
+    KeyHolder,
+    Lessee,
+    NonceUse,
+    OpenBounds,
+    OrderWork,
+    Reuse,
+    Work,
+)
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -200,9 +211,10 @@ class SqlAcmeStore:
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, reuse),
             account_id=order.account_id,
             events=events,
             nonce=nonce,
@@ -264,10 +276,15 @@ class SqlAcmeStore:
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
-            found, created = preauthorize(connection, candidate, max_open)
+            found, created = preauthorize(connection, candidate, max_open, reuse)
             if created:
                 insert_events(connection, events)
             return found
@@ -357,16 +374,16 @@ class SqlAcmeStore:
         account_id = work.authorization.account_id
         return await self._write(finish, account_id=account_id, events=events, draws=draws)
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
         table = acme_authorizations
-        query = select(table.c.type, table.c.value, table.c.wildcard).where(
+        query = select(table.c.type, table.c.value, table.c.wildcard, table.c.subdomains).where(
             table.c.account_id == account_id,
             table.c.status == AuthorizationStatus.VALID.value,
             table.c.expires_at > now,
         )
         return await self._database.read(
             lambda connection: frozenset(
-                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
+                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard), bool(row.subdomains))
                 for row in connection.execute(query)
             )
         )

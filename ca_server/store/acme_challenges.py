@@ -269,7 +269,7 @@ def finish_challenge(
     if done.rowcount != 1:
         return False
     if error is None:
-        make_valid(connection, authorization_id, valid_until)
+        make_valid(connection, authorization_id, now, valid_until)
         make_ready(connection, authorization_id)
     # An authorization that another challenge made valid stays so.
     elif move_authorization(connection, authorization_id, AuthorizationStatus.INVALID):

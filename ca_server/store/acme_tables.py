@@ -106,6 +106,9 @@ acme_authorizations = Table(
     # once its validation begins. NULL in authorizations made before 0009, whose challenges all have rows.
     Column("token", String),
     Column("offered", String),
+    Column("validated_at", UtcTime),
+    # For all names below, too (RFC 9444).
+    Column("subdomains", Boolean, nullable=False, server_default=false()),
     Index("ix_acme_authorizations_name", "account_id", "value", "status", "expires_at"),
     Index(
         "ix_acme_authorizations_preauthorized_open",

@@ -91,6 +91,8 @@ class Authorizations:
         }
         if authorization.wildcard:
             shown["wildcard"] = True
+        if authorization.subdomains:
+            shown["subdomainAuthAllowed"] = True
         return shown
 
     def render_challenge(self, challenge: Challenge) -> dict[str, Any]:

@@ -30,8 +30,25 @@ def read_identifiers(
         except InvalidNameError as error:
             wrong.append(_subproblem(ErrorType.REJECTED_IDENTIFIER, str(error), item, rule="names.syntax"))
             continue
-        found.setdefault(identifier, OrderIdentifier(identifier, item.value))
+        ancestor = None
+        if item.ancestorDomain is not None:
+            ancestor = _ancestor(identifier, item.ancestorDomain)
+            if ancestor is None:
+                detail = "ancestorDomain is no domain above the identifier (RFC 9444 section 4.3)"
+                wrong.append(_subproblem(ErrorType.MALFORMED, detail, item, rule="names.ancestor"))
+                continue
+        found.setdefault(identifier, OrderIdentifier(identifier, item.value, ancestor))
     return tuple(found.values()), tuple(wrong)
+
+
+def _ancestor(identifier: Identifier, text: str) -> Identifier | None:
+    """The domain that a client calls an ancestor of an identifier; None where it is not."""
+    try:
+        ancestor = dns_identifier(text, wildcard=False)
+    except InvalidNameError:
+        return None
+    is_above = identifier.type is ancestor.type and identifier.value.endswith(f".{ancestor.value}")
+    return ancestor if is_above else None
 
 
 def refused(wrong: Sequence[Subproblem], asked: int) -> ProblemError:

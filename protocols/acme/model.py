@@ -78,10 +78,14 @@ def sources_of(target: OrderStatus | AuthorizationStatus | ChallengeStatus) -> t
 
 @dataclass(frozen=True, slots=True)
 class OrderIdentifier:
-    """A name of an order: `sent` is what the client wrote and is echoed, `identifier` is what it means."""
+    """A name of an order: `sent` is what the client wrote and is echoed, `identifier` is what it means.
+
+    `ancestor` is a domain above it that the client can show control of instead (RFC 9444 section 4.3).
+    """
 
     identifier: Identifier
     sent: str
+    ancestor: Identifier | None = None
 
 
 DNS_PERSIST = "dns-persist-01"
@@ -112,7 +116,10 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """An account's right to a name; `identifier` is without the wildcard label, which `wildcard` tells."""
+    """An account's right to a name; `identifier` is without the wildcard label, which `wildcard` tells.
+
+    `subdomains`: to all names below it too (RFC 9444), but to no wildcard.
+    """
 
     id: str
     account_id: str
@@ -122,6 +129,7 @@ class Authorization:
     created_at: datetime
     expires_at: datetime
     challenges: tuple[Challenge, ...] = ()
+    subdomains: bool = False
 
     def status_at(self, now: datetime) -> AuthorizationStatus:
         """The state as a client is told: a valid authorization expires by itself, a pending one becomes invalid."""

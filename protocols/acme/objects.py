@@ -75,10 +75,11 @@ class KeyChange(Struct, frozen=True):
 
 
 class OrderIdentifier(Struct, frozen=True):
-    """One identifier as sent; `value` may be any text."""
+    """One identifier as sent; `value` may be any text, and so may `ancestorDomain` (RFC 9444 section 4.3)."""
 
     type: Word
     value: Annotated[str, Meta(max_length=1024)]
+    ancestorDomain: Annotated[str, Meta(max_length=1024)] | None = None
 
 
 class NewOrder(Struct, frozen=True):
@@ -100,10 +101,18 @@ class NewOrder(Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, _in_utc(time))
 
 
+class AuthorizationIdentifier(Struct, frozen=True):
+    """The identifier of newAuthz as sent: perhaps with all names below it (RFC 9444 section 4.2)."""
+
+    type: Word
+    value: Annotated[str, Meta(max_length=1024)]
+    subdomainAuthAllowed: bool | None = None
+
+
 class NewAuthorization(Struct, frozen=True):
     """Payload of newAuthz (RFC 8555 section 7.4.1)."""
 
-    identifier: OrderIdentifier
+    identifier: AuthorizationIdentifier
 
 
 class Finalize(Struct, frozen=True):

@@ -116,6 +116,21 @@ class OpenBounds:
     draws: Sequence[Draw] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Which valid authorizations of an account its new orders may stand on: those validated at `since` or later.
+
+    `subdomains`: of the domains above a name too, where they are for all names below them.
+    """
+
+    since: datetime | None = None
+    """None: whenever it was."""
+    subdomains: bool = False
+
+
+ANY_VALID = Reuse()
+
+
 class AcmeStore(Protocol):
     """Accounts, orders, authorizations, challenges and nonces."""
 
@@ -172,8 +187,11 @@ class AcmeStore(Protocol):
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
     ) -> Order:
-        """Create an order. For each candidate a valid authorization of the account is reused, or it is created.
+        """Create an order. For each identifier a valid authorization of the account is reused, or its candidate made.
+
+        A candidate may be that of several identifiers. `reuse` None: none is reused.
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
         where the account's unfinished ones are at the bounds. AlreadyReplacedError where another order replaces the
@@ -181,9 +199,16 @@ class AcmeStore(Protocol):
         """
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
     ) -> Authorization:
         """The account's valid authorization for the name, or else the candidate, created (RFC 8555 section 7.4.1).
+
+        One that stands is for all names below if the candidate is.
 
         RATE_LIMITED where the account has `max_open` pending ones that were created here.
         """
@@ -304,8 +329,8 @@ class AcmeStore(Protocol):
     async def incident_of(self, record: CertificateRecord) -> Incident | None:
         """The oldest incident under way that names a certificate issued before it, without its targets."""
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
-        """Names that an account holds valid authorizations for, each with its wildcard flag."""
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
+        """Names that an account has valid authorizations for: whether for the wildcard, whether for all names below."""
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         """Whether a public key is on the blocklist."""

@@ -258,7 +258,7 @@ class Validating:
             self._urls.account(authorization.account_id),
             account_hash_prefix=self._urls.account_hash_prefix(),
             thumbprints=(found.thumbprint, *found.former_thumbprints),
-            covers_more=authorization.wildcard,
+            covers_more=authorization.wildcard or authorization.subdomains,
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
