@@ -35,6 +35,8 @@ class ValidatedIdentifier:
     identifier: Identifier
     method: str
     validated_at: datetime
+    spki_sha256: bytes = b""
+    """The key that a device attested, and that alone may be certified; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
