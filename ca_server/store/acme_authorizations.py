@@ -136,8 +136,13 @@ def preauthorize(connection: Connection, candidate: Authorization, max_open: int
 def reusable(
     connection: Connection, candidates: Sequence[Authorization], until: datetime
 ) -> dict[tuple[Identifier, bool], Standing]:
-    """By name and wildcard flag, the account's valid authorization that lasts longest, and beyond `until`."""
-    names = sorted({each.identifier.value for each in candidates})
+    """By name and wildcard flag, the account's valid authorization that lasts longest, and beyond `until`.
+
+    None of devices: what they attested is one key, and each certificate has its own.
+    """
+    names = sorted({each.identifier.value for each in candidates if not each.identifier.is_device})
+    if not names:
+        return {}
     parameters = {"of_account": candidates[0].account_id, "until": until}
     rows: Iterable[Any]
     if len(names) == 1:
@@ -147,6 +152,8 @@ def reusable(
     found: dict[tuple[Identifier, bool], Standing] = {}
     for row in rows:
         name = (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
+        if name[0].is_device:
+            continue
         if name not in found or found[name][1] < row.expires_at:
             found[name] = (row.id, row.expires_at)
     return found
@@ -220,4 +227,6 @@ def challenge_of(row: AnyRow) -> Challenge:
         validated_at=row.validated_at,
         error=row.error,
         attempts=row.attempts,
+        response=row.response,
+        evidence=row.evidence,
     )

@@ -42,7 +42,13 @@ _BEGIN = Prepared(
         )
         .exists(),
     )
-    .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
+    .values(
+        status=_PROCESSING,
+        attempts=1,
+        lease_holder=bindparam("for_holder"),
+        lease_until=bindparam("until"),
+        response=bindparam("with_response"),
+    )
 )
 
 
@@ -59,6 +65,9 @@ def _finish(target: ChallengeStatus, *conditions: Any) -> Prepared:
             status=target.value,
             error=bindparam("with_error"),
             validated_at=bindparam("at"),
+            # An attestation tells more of a device than is needed once it was looked at.
+            response=None,
+            evidence=bindparam("with_evidence"),
             lease_holder=None,
             lease_until=None,
         )
@@ -98,7 +107,12 @@ def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork |
 
 
 def begin_challenge(
-    connection: Connection, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int
+    connection: Connection,
+    account_id: str,
+    challenge_id: str,
+    lessee: Lessee,
+    max_processing: int,
+    response: bytes | None,
 ) -> bool:
     """Take a pending challenge of a pending, unexpired authorization to processing. RATE_LIMITED at the maximum."""
     if _COUNT_PROCESSING.execute(connection, {"of_account": account_id}).one()[0] >= max_processing:
@@ -113,6 +127,7 @@ def begin_challenge(
         "now": lessee.now,
         "for_holder": lessee.holder,
         "until": lessee.until,
+        "with_response": response,
     }
     return _BEGIN.execute(connection, parameters).rowcount == 1
 
@@ -168,7 +183,9 @@ def claim_challenges(
             .where(
                 acme_challenges.c.id.in_(given_up), acme_challenges.c.status.in_(sources_of(ChallengeStatus.INVALID))
             )
-            .values(status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None)
+            .values(
+                status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None, response=None
+            )
         )
     return tuple(taken)
 
@@ -208,6 +225,7 @@ def finish_challenge(
     now: datetime,
     valid_until: datetime,
     tenant: str,
+    evidence: bytes | None,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
     authorization_id = work.authorization.id
@@ -216,6 +234,7 @@ def finish_challenge(
         "of_holder": holder,
         "with_error": error,
         "at": now if error is None else None,
+        "with_evidence": evidence,
     }
     if error is None:
         done = _FINISH_VALID.execute(connection, parameters | {"authorization_id": authorization_id, "now": now})

@@ -9,18 +9,33 @@ from typing import Any
 
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
-from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
+from ca_server.core.policy import (
+    DEVICE_ATTEST,
+    decide,
+    decide_identifiers,
+    decide_validity,
+    refusal,
+    unattested_key,
+)
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.errors import CaError, ErrorKind, SubError
 from ca_server.domain.ids import new_id
-from ca_server.domain.names import Identifier, IdentifierType, InvalidNameError, dns_identifier, ip_identifier
+from ca_server.domain.names import (
+    Identifier,
+    IdentifierType,
+    InvalidNameError,
+    dns_identifier,
+    hardware_module,
+    ip_identifier,
+    permanent_identifier,
+)
 from ca_server.domain.profiles import Profile
 from protocols.acme.certid import parse_certid
 from protocols.acme.exchange import Exchange
-from protocols.acme.issuing import Issuing, enrollment_request
+from protocols.acme.issuing import Issuing, enrollment_request, evidence_of
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -39,6 +54,8 @@ from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
 
 _IDENTIFIERS = {"dns": dns_identifier, "ip": ip_identifier}
+_DEVICES = {"permanent-identifier": permanent_identifier, "hardware-module": hardware_module}
+"""Where attestations are accepted."""
 
 
 class Orders:
@@ -61,6 +78,7 @@ class Orders:
         self._issuing = issuing
         self._renewals = renewals
         self._urls = urls
+        self._parsers = _IDENTIFIERS | (_DEVICES if DEVICE_ATTEST in validators else {})
 
     # --- newOrder -------------------------------------------------------------------------------------------------
 
@@ -116,18 +134,18 @@ class Orders:
     async def authorize(self, exchange: Exchange) -> Authorization:
         """NewAuthz: one name by policy as for an order, authorized before there is any (RFC 8555 section 7.4.1).
 
-        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards: orders alone
-        can have them.
+        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards and devices:
+        orders alone can have them.
         """
         account = self._agreed(exchange)
         wanted = decode_payload(NewAuthorization, exchange.payload).identifier
         profile = self._profile(exchange.profile)
         name = self._identifiers([(wanted.type, wanted.value)])[0].identifier
         denials = await self._denials(exchange, profile, (name,))
-        if name.is_wildcard:
-            denials = (
-                Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name),
-            )
+        if name.is_wildcard or name.is_device:
+            what = "a device attests one key, and" if name.is_device else "a wildcard"
+            detail = f"{what} is authorized with its order alone; use newOrder"
+            denials = (Deny("names.preauthorization", detail, name),)
         if denials:
             await self._record_refusal(exchange, profile.name, (name,), denials[0])
             raise refusal(denials)
@@ -189,25 +207,27 @@ class Orders:
         wrong: list[SubError] = []
         for kind, value in wanted:
             try:
-                parse = _IDENTIFIERS[kind]
+                parse = self._parsers[kind]
             except KeyError:
                 shown = kind[:50] if kind.isprintable() else "?"
+                known = ", ".join(self._parsers)
                 raise CaError(
-                    ErrorKind.UNSUPPORTED_IDENTIFIER, f"identifiers of type {shown!r} are not supported; use dns or ip"
+                    ErrorKind.UNSUPPORTED_IDENTIFIER,
+                    f"identifiers of type {shown!r} are not supported; those that are: {known}",
                 ) from None
             try:
                 identifier = parse(value)
             except InvalidNameError as error:
-                wrong.append(
-                    SubError(ErrorKind.REJECTED_IDENTIFIER, str(error), Identifier(IdentifierType(kind), value[:255]))
-                )
+                # draft-ietf-acme-device-attest sections 3.1 and 4.1 want malformed for what is not of their grammar.
+                refused = ErrorKind.MALFORMED if kind in _DEVICES else ErrorKind.REJECTED_IDENTIFIER
+                wrong.append(SubError(refused, str(error), Identifier(IdentifierType(kind), value[:255])))
                 continue
             found.setdefault(identifier, OrderIdentifier(identifier, value))
         if len(wrong) == 1 and len(wanted) == 1:
             raise CaError(wrong[0].kind, wrong[0].detail, rule="names.syntax")
         if wrong:
             raise CaError(
-                ErrorKind.REJECTED_IDENTIFIER,
+                ErrorKind.MALFORMED if wrong[0].kind is ErrorKind.MALFORMED else ErrorKind.REJECTED_IDENTIFIER,
                 f"{len(wrong)} of the identifiers are no valid names",
                 rule="names.syntax",
                 suberrors=tuple(wrong),
@@ -283,9 +303,17 @@ class Orders:
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
+        if not isinstance(decision, Deny) and any(name.is_device for name in names):
+            decision = await self._wrong_key(exchange, order, csr) or decision
         if isinstance(decision, Deny):
             await self._record_refusal(exchange, profile.name, names, decision)
             raise refusal((decision,))
+
+    async def _wrong_key(self, exchange: Exchange, order: Order, csr: ParsedCsr) -> Deny | None:
+        """The denial of a CSR for another key than the devices of the order attested."""
+        work = await self._store.order_work(order.id)
+        evidence = () if work is None else evidence_of(work)
+        return unattested_key(enrollment_request(order, exchange.own_account.tenant, csr.der, evidence), csr)
 
     def _check_not_account_key(self, exchange: Exchange, csr: ParsedCsr) -> None:
         """RFC 8555 section 11.1: the account's key in a CSR is refused."""

@@ -8,6 +8,7 @@ database before it is made: one that takes the process with it is not made for e
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,7 +25,7 @@ from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
 from protocols.acme.urls import Urls
-from protocols.acme.validation import ValidationProblem, ValidationTarget, Validator, key_authorization
+from protocols.acme.validation import Evidence, ValidationProblem, ValidationTarget, Validator, key_authorization
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +54,8 @@ class _Job:
     found: ChallengeWork | None = None
     timer: asyncio.TimerHandle | None = None
     """Set between two attempts."""
+    done: asyncio.Event | None = None
+    """Set when this process is done with it, where somebody waits for that."""
 
 
 class Validating:
@@ -90,7 +93,12 @@ class Validating:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
     async def begin(
-        self, challenge: Challenge, authorization: Authorization, thumbprint: str, nonce: NonceUse | None
+        self,
+        challenge: Challenge,
+        authorization: Authorization,
+        thumbprint: str,
+        nonce: NonceUse | None,
+        response: bytes | None = None,
     ) -> Challenge | None:
         """Take a pending challenge to processing, committed, and start work; None where it is not pending.
 
@@ -104,16 +112,27 @@ class Validating:
             self._options.max_validations,
             nonce,
             self._options.limits.validation(authorization, failed=False),
+            response,
         ):
             return None
-        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1)
+        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1, response=response)
         found = ChallengeWork(begun, authorization, thumbprint)
-        if self._options.unsafe_skip_validation:
+        if self._options.unsafe_skip_validation and response is None:
             await self._finish(found, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
         self._add(_Job(Work(challenge.id, account_id), lessee.until, found))
         return begun
+
+    async def settled(self, challenge_id: str, patience: float) -> None:
+        """Return when this process is done with a challenge, or when the patience, in seconds, runs out."""
+        job = self._jobs.get(challenge_id)
+        if job is None:
+            return
+        job.done = job.done or asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await job.done.wait()
 
     async def resume(self, *, restarted: bool = False) -> int:
         """Take over challenges whose lease ran out; `restarted`, at a start, what this process had before."""
@@ -173,6 +192,8 @@ class Validating:
         if job.timer is not None:
             job.timer.cancel()
         self._jobs.pop(job.work.id, None)
+        if job.done is not None:
+            job.done.set()
 
     def _dispatch(self) -> None:
         """Start attempts while there are slots, one account after the other."""
@@ -226,8 +247,12 @@ class Validating:
             return None
         job.found = found
         limit = self._options.validation_attempts
-        problem = _INTERRUPTED if job.work.attempt > limit else await self._try(found)
-        if problem is None or not problem.retryable or job.work.attempt >= limit:
+        seen = _INTERRUPTED if job.work.attempt > limit else await self._try(found)
+        if not isinstance(seen, ValidationProblem):
+            await self._finish(found, None, seen)
+            return None
+        problem = seen
+        if not problem.retryable or job.work.attempt >= limit:
             await self._finish(found, problem)
             return None
         _log.info("validation attempt failed", challenge=job.work.id, attempt=job.work.attempt, saw=problem.detail)
@@ -239,7 +264,7 @@ class Validating:
         job.lease_until = lessee.until
         return pause
 
-    async def _try(self, found: ChallengeWork) -> ValidationProblem | None:
+    async def _try(self, found: ChallengeWork) -> ValidationProblem | Evidence | None:
         """Validate once; what a validator raises is a failed attempt."""
         challenge, authorization = found.challenge, found.authorization
         validator = self._validators.get(challenge.type)
@@ -250,6 +275,7 @@ class Validating:
             challenge.token,
             key_authorization(challenge.token, found.thumbprint),
             self._urls.account(authorization.account_id),
+            challenge.response or b"",
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -258,13 +284,20 @@ class Validating:
             _log.exception("a validator failed", challenge=challenge.id, type=challenge.type)
             return _FAILED
 
-    async def _finish(self, found: ChallengeWork, problem: ValidationProblem | None, **extra: str) -> None:
+    async def _finish(
+        self,
+        found: ChallengeWork,
+        problem: ValidationProblem | None,
+        evidence: Evidence | None = None,
+        **extra: str,
+    ) -> None:
         now = datetime.now(UTC)
         challenge, authorization = found.challenge, found.authorization
         if problem is None and now >= authorization.expires_at:
             problem = ValidationProblem(
                 "unauthorized", "the authorization expired before it was validated", retryable=False
             )
+        details = {} if evidence is None or problem is not None else dict(evidence.details)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
             outcome=Outcome.SUCCESS if problem is None else Outcome.FAILURE,
@@ -272,7 +305,7 @@ class Validating:
             object=f"acme-authorization:{authorization.id}",
             names=(str(authorization.identifier),),
             reason=None if problem is None else problem.detail,
-            extra={"challenge": challenge.type, **extra},
+            extra={"challenge": challenge.type, **extra, **details},
         )
         await self._store.finish_challenge(
             found,
@@ -282,6 +315,7 @@ class Validating:
             now + self._options.authorization_lifetime,
             [event],
             self._failure(authorization, problem),
+            msgspec.json.encode(details) if details else None,
         )
         self._observe(challenge.type, "valid" if problem is None else problem.type)
 

@@ -1,6 +1,8 @@
 """Challenge validation (RFC 8555 section 8): one file per type, one registry."""
 
+from protocols.acme.validation.device_attest_01 import BAD_ATTESTATION
 from protocols.acme.validation.model import (
+    Evidence,
     ValidationPolicy,
     ValidationProblem,
     ValidationTarget,
@@ -11,7 +13,9 @@ from protocols.acme.validation.registry import validators
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 __all__ = [
+    "BAD_ATTESTATION",
     "DnsFailure",
+    "Evidence",
     "Resolver",
     "ValidationPolicy",
     "ValidationProblem",

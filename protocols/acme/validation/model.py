@@ -1,10 +1,12 @@
 """What validators take and give, and the policy that bounds what they may do to the network."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
 from ca_server.domain.names import Identifier
+from protocols.acme.attestation import Roots
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -29,6 +31,16 @@ class ValidationTarget:
     key_authorization: str
     account_url: str
     """The `kid` of the account that asks."""
+    response: bytes = b""
+    """What the client sent to be looked at; empty for challenges that look elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a validation saw that is kept with it: the key that was attested, and what its attestation says."""
+
+    spki_sha256: bytes
+    details: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,8 @@ class ValidationPolicy:
     nameservers: tuple[str, ...] = ()
     """`ip`, `ip:port` or `[ipv6]:port`; empty: the system's resolver."""
     dns_timeout: float = 5.0
+    attestation_roots: Roots = field(default_factory=Roots)
+    """What attestations of devices must lead to; none: device-attest-01 is not offered."""
 
     def permits(self, address: IPAddress) -> bool:
         """Whether validation may connect to the address: nothing that it leads to is denied, all is allowed.
@@ -113,8 +127,11 @@ class Validator(Protocol):
         """Whether the challenge can be offered for the identifier."""
         ...
 
-    async def validate(self, target: ValidationTarget) -> ValidationProblem | None:
-        """Try once, within the time of the policy: None where control was shown. Never raises for what peers do."""
+    async def validate(self, target: ValidationTarget) -> ValidationProblem | Evidence | None:
+        """Try once, within the time of the policy: no problem where control was shown, and its evidence if it has any.
+
+        Never raises for what peers do.
+        """
         ...
 
 

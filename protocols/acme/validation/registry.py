@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from protocols.acme.validation.device_attest_01 import DeviceAttest01Validator
 from protocols.acme.validation.dns_01 import Dns01Validator
 from protocols.acme.validation.dns_account_01 import DnsAccount01Validator
 from protocols.acme.validation.http_01 import Http01Validator
@@ -21,4 +22,6 @@ def validators(policy: ValidationPolicy) -> dict[str, Validator]:
     """The validators by challenge type. Raises ValueError for a nameserver in the policy that is no address."""
     resolver = Resolver(policy.nameservers, policy.dns_timeout)
     made = [factory(policy, resolver) for factory in _VALIDATORS]
+    if policy.attestation_roots:
+        made.append(DeviceAttest01Validator(policy.attestation_roots))
     return {validator.type: validator for validator in made}
