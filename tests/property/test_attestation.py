@@ -97,27 +97,33 @@ def test_any_cbor(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "why"),
     [
-        b"\x81" * 5000,
-        b"\xbf" * 5000,
-        b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
-        b"\xbb\x7f\xff\xff\xff\xff\xff\xff\xff" + b"\x00" * 5000,
-        b"\x5b\xff\xff\xff\xff\xff\xff\xff\xff",
-        b"\xc4\x82\x1b\x7f\xff\xff\xff\xff\xff\xff\xff\x01",
-        b"\xd8\x1c\x81\xd8\x1d\x00",
-        b"\xa1\x80\x01",
-        b"\xa1\xa0\x01",
-        b"\xf9\x7e\x00",
-        b"\xf8\xff",
-        b"\x98\xc9" + b"\x00" * 201,
-        b"\x00" * (64 * 1024 + 1),
+        (b"\x81" * 5000, "nests more than 6 deep"),
+        (b"\xbf" * 5000, "canonical CBOR"),
+        (b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff", "cut off"),
+        (b"\xbb\x7f\xff\xff\xff\xff\xff\xff\xff" + b"\x00" * 5000, "more than 200 items"),
+        (b"\x98\xc9" + b"\x00" * 201, "more than 200 items"),
+        (b"\x5b\xff\xff\xff\xff\xff\xff\xff\xff", "cut off"),
+        (b"\x19\x01", "cut off"),
+        (b"\xc4\x82\x1b\x7f\xff\xff\xff\xff\xff\xff\xff\x01", "a tag"),
+        (b"\xd8\x1c\x81\xd8\x1d\x00", "a tag"),
+        (b"\xf9\x7e\x00", "canonical CBOR"),
+        (b"\xf8\xff", "canonical CBOR"),
+        (b"\xf7", "no number, text, octets, list or map"),
+        (b"\x1c", "canonical CBOR"),
+        (b"\x61\xff", "no CBOR"),
+        (b"\x00" * (64 * 1024 + 1), "more than 65536 octets"),
+        (b"\x80", "no map"),
+        (b"\xa1\x63fmt\x60", "no fmt"),
+        (b"\xa1\x63fmt\x78\x21" + b"a" * 33, "no fmt"),
+        (b"\xa1\x63fmt\x65apple", "no attStmt"),
+        (b"\xa2\x63fmt\x65apple\x67attStmt\xa1\x01\x01", "no attStmt"),
     ],
-    ids=["depth", "indefinite", "list", "map", "octets", "bigfloat", "shared", "list key", "map key", "float", "simple",
-         "items", "size"],
-)  # fmt: skip
-def test_what_would_cost(data: bytes) -> None:
-    refused(data)
+    ids=lambda value: value.hex()[:20] if isinstance(value, bytes) else value[:20],
+)
+def test_what_would_cost(data: bytes, why: str) -> None:
+    assert why in refused(data)
 
 
 @settings(max_examples=200)

@@ -13,6 +13,7 @@ from attestations import (
     NORMAL,
     NOW,
     STEP_DEVICE,
+    YUBICO_POLICY,
     YUBICO_SERIAL,
     AppleDevice,
     Authority,
@@ -34,7 +35,7 @@ from attestations import (
 )
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca_server.domain.names import Identifier, IdentifierType
@@ -118,6 +119,13 @@ def test_step(key: object) -> None:
     assert shown.identifiers == {device("20862622")}
     assert shown.spki_sha256 == spki_sha256(key)
     assert shown.details == {"serial_number": "20862622", "firmware": "5.4.3"}
+
+
+def test_step_policies() -> None:
+    token = YubiKey(YUBICO)
+    x5c = token.x5c({YUBICO_SERIAL: tlv(2, b"\x07"), YUBICO_POLICY: b"\x03\x01"})
+    shown = good(token.attest(KEY_AUTHORIZATION, x5c=x5c))
+    assert shown.details == {"serial_number": "7", "pin_and_touch_policy": "0301"}
 
 
 def test_step_managed_device() -> None:
@@ -223,6 +231,8 @@ def test_tpm_certificates(differs: dict[str, object], why: str) -> None:
         ({"sig": None}, "no sig"),
         ({"sig": b"\x00\x14\x00\x0b\x00\x01x\x00"}, "not a TPMT_SIGNATURE"),
         ({"sig": b"\x00\x14\x00\x0b\x01\x00" + b"x" * 256}, "not the attestation key's"),
+        ({"sig": b"\x00\x14\x00\x0b\x04\x01" + b"x" * 1025}, "not a TPMT_SIGNATURE"),
+        ({"sig": b"\x00\x05\x00\x0b\x00\x01x"}, "not a TPMT_SIGNATURE"),
         ({"sig": b"\x00\x18\x00\x0b\x00\x01x\x00\x01x"}, "attestation key's algorithm"),
         ({"x5c": [b"\x30\x00"]}, "can't be read"),
     ],
@@ -316,6 +326,7 @@ CONSTRAINTS = x509.NameConstraints([x509.DNSName("a.test")], None)
         ([authority("sha224", APPLE.root, digest=hashes.SHA224())], "broken"),
         ([UNLIMITED, authority("unlimited", APPLE.root)], "not signed by the one behind it"),
         ([UNLIMITED] * 7, "more than 6"),
+        ([authority("much", APPLE.root, extra=[unrecognized(f"1.2.{each}", b"") for each in range(40)])], "than 40"),
     ],
 )
 def test_paths_that_lead_nowhere(authorities: list[Authority], why: str) -> None:
@@ -329,6 +340,8 @@ def test_the_attestations_own_certificate() -> None:
     assert "that of a CA" in refused(attestation("apple", {"x5c": der_of(APPLE.intermediate.certificate)}))
     assert "do not lead" in refused(attestation("apple", {"x5c": der_of(AUTHORITY_ALONE.certificate)}))
     assert "2048" in refused(path(authority("weak", APPLE.root, key=rsa_key(1024))))
+    odd_key = AppleDevice(APPLE, key=ed448.Ed448PrivateKey.generate())
+    assert "not EC, RSA or Ed25519" in refused(odd_key.attest(TOKEN))
 
 
 AUTHORITY_ALONE = authority("alone")
