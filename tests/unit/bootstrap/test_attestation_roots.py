@@ -7,8 +7,11 @@ from attestations import Chain, authority
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ca_server.bootstrap.attestation import load_attestation_roots
+from ca_server.bootstrap.front import _acme_options
+from ca_server.core.ports import Welcome
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import AcmeSettings, AttestationSettings, Home, Settings
+from protocols.acme.attestation import Roots
 
 CHAIN = Chain.of("any")
 
@@ -31,6 +34,12 @@ def test_files(tmp_path: Path) -> None:
         "tpm": (CHAIN.root.certificate, CHAIN.intermediate.certificate),
         "step": (CHAIN.root.certificate,),
     }
+
+
+def test_the_front_has_them() -> None:
+    roots = Roots({"apple": (CHAIN.root.certificate,)})
+    welcome = Welcome("node", b"", "")
+    assert _acme_options(Settings(), welcome, roots).validation.attestation_roots is roots
 
 
 @pytest.mark.parametrize(
