@@ -20,7 +20,7 @@ from ca_server.core.audit import EventFactory
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import Draw
-from protocols.acme.model import Authorization, Challenge, ChallengeStatus
+from protocols.acme.model import DNS_PERSIST, Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
@@ -121,7 +121,9 @@ class Validating:
             await self._finish(found, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
-        self._add(_Job(Work(challenge.id, account_id), lessee.until, found))
+        # What dns-persist-01 needs beyond this is in the database alone.
+        known = None if challenge.type == DNS_PERSIST else found
+        self._add(_Job(Work(challenge.id, account_id), lessee.until, known))
         return begun
 
     async def settled(self, challenge_id: str, patience: float) -> None:
@@ -275,7 +277,10 @@ class Validating:
             challenge.token,
             key_authorization(challenge.token, found.thumbprint),
             self._urls.account(authorization.account_id),
-            challenge.response or b"",
+            account_hash_prefix=self._urls.account_hash_prefix(),
+            thumbprints=(found.thumbprint, *found.former_thumbprints),
+            covers_more=authorization.wildcard,
+            response=challenge.response or b"",
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -297,7 +302,10 @@ class Validating:
             problem = ValidationProblem(
                 "unauthorized", "the authorization expired before it was validated", retryable=False
             )
+        valid_until = now + self._options.authorization_lifetime
         details = {} if evidence is None or problem is not None else dict(evidence.details)
+        if evidence is not None:
+            valid_until = min(valid_until, evidence.until or valid_until)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
             outcome=Outcome.SUCCESS if problem is None else Outcome.FAILURE,
@@ -312,7 +320,7 @@ class Validating:
             self._holder,
             None if problem is None else _document(problem),
             now,
-            now + self._options.authorization_lifetime,
+            valid_until,
             [event],
             self._failure(authorization, problem),
             msgspec.json.encode(details) if details else None,

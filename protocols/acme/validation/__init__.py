@@ -9,11 +9,12 @@ from protocols.acme.validation.model import (
     Validator,
     key_authorization,
 )
-from protocols.acme.validation.registry import validators
+from protocols.acme.validation.registry import USUAL_CHALLENGES, validators
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 __all__ = [
     "BAD_ATTESTATION",
+    "USUAL_CHALLENGES",
     "DnsFailure",
     "Evidence",
     "Resolver",

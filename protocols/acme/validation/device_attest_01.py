@@ -39,4 +39,4 @@ class DeviceAttest01Validator:
             "attestation_sha256": shown.certificate_sha256.hex(),
             "key_sha256": shown.spki_sha256.hex(),
         }
-        return Evidence(shown.spki_sha256, details | dict(shown.details))
+        return Evidence(details | dict(shown.details))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
@@ -31,16 +32,22 @@ class ValidationTarget:
     key_authorization: str
     account_url: str
     """The `kid` of the account that asks."""
+    account_hash_prefix: str = ""
+    """What its hashed URIs begin with."""
+    thumbprints: tuple[str, ...] = ()
+    """Of the account's key and, for records that outlive it, of those that it had before."""
+    covers_more: bool = False
+    """Whether control of wildcards, or of all names below, is to be shown."""
     response: bytes = b""
     """What the client sent to be looked at; empty for challenges that look elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a validation saw that is kept with it: the key that was attested, and what its attestation says."""
+    """What a validation saw that is kept with it, and until when at most it is worth anything."""
 
-    spki_sha256: bytes
     details: Mapping[str, str]
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,8 @@ class ValidationPolicy:
     nameservers: tuple[str, ...] = ()
     """`ip`, `ip:port` or `[ipv6]:port`; empty: the system's resolver."""
     dns_timeout: float = 5.0
+    issuer_domain_names: tuple[str, ...] = ()
+    """What records of dns-persist-01 call this CA, in lower-case A-labels; 10 at most."""
     attestation_roots: Roots = field(default_factory=Roots)
     """What attestations of devices must lead to; none: device-attest-01 is not offered."""
 

@@ -320,7 +320,7 @@ async def test_nothing_is_offered_without_roots(devices):
     client = await devices.client()
     answer = await order_for(client)
     assert (answer.status, answer.problem) == (400, "unsupportedIdentifier")
-    assert answer.json["detail"].endswith("those that are: dns, ip")
+    assert answer.json["detail"].endswith("use dns or ip")
 
 
 @ON_SQLITE
