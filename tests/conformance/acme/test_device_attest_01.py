@@ -351,8 +351,9 @@ async def test_the_size_of_an_attestation_is_bounded(devices):
     assert answer.json["status"] == "invalid"
 
 
-async def test_another_front_finishes_what_one_began(devices, csr, monkeypatch):
-    """The attestation is stored with the challenge: a front that dies with it leaves it to the next."""
+@pytest.mark.parametrize("process", ["front-1", "front-2"])
+async def test_another_front_finishes_what_one_began(devices, csr, monkeypatch, process):
+    """The attestation is stored with the challenge: a front that dies leaves it to its next run, or to another."""
     client = await devices.client()
     order = await order_for(client)
     challenge = await challenge_of(client, order)
@@ -364,7 +365,9 @@ async def test_another_front_finishes_what_one_began(devices, csr, monkeypatch):
     assert answered.json["status"] == "processing"
     assert answered.headers["Retry-After"]
     await first.stop()
-    await devices.serve()  # the same process, started again: it takes up what it had
+    if process != "front-1":
+        await devices.execute("UPDATE acme_challenges SET lease_until = 1")
+    await devices.serve(process=process)
     assert (await client.poll(challenge["url"], "processing"))["status"] == "valid"
     ((kept, evidence),) = await devices.query("SELECT response, evidence FROM acme_challenges")
     assert kept is None, "an attestation tells more than needs to be kept"
