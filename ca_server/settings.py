@@ -163,6 +163,19 @@ class AcmeLimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 ChallengeType = Literal["http-01", "dns-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"]
 
 
+class AttestationSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """PEM files with the certificates that attestations of devices must lead to, by their format.
+
+    A format without any is refused; without any at all, device-attest-01 is not offered. Relative paths begin at the
+    home.
+    """
+
+    apple_roots: tuple[str, ...] = ()
+    tpm_roots: tuple[str, ...] = ()
+    """Of those who certify the TPMs' attestation keys."""
+    step_roots: tuple[str, ...] = ()
+
+
 class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ACME front-end (RFC 8555)."""
 
@@ -222,6 +235,7 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     renewal_retry_after: Annotated[int, Meta(ge=60, le=86_400)] = 21_600
     """Seconds until clients look at renewal information again, at most (RFC 9773 section 4.3.2: a minute to a day)."""
     limits: AcmeLimitSettings = AcmeLimitSettings()
+    attestation: AttestationSettings = AttestationSettings()
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

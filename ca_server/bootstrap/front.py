@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from ca_server.bootstrap import metrics
+from ca_server.bootstrap.attestation import load_attestation_roots
 from ca_server.bootstrap.descriptors import affordable_connections
 from ca_server.bootstrap.memory import give_back_memory
 from ca_server.bootstrap.names import listener_identifiers
@@ -32,6 +33,7 @@ from ca_server.web.health import health_routes, metrics_routes
 from ca_server.web.listener import serve_listener
 from ca_server.web.options import WebOptions
 from ca_server.web.tls import ListenerTls
+from protocols.acme.attestation import Roots
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
 from protocols.acme.validation import ValidationPolicy
@@ -80,6 +82,7 @@ async def front_at_work(
     Order of the drain: listeners stop accepting and finish what they began, then the front-ends finish their work in
     the background, then the database closes.
     """
+    roots = load_attestation_roots(home, settings)
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(home, settings, as_front=True))
         welcome = await _hello(core, process)
@@ -92,7 +95,7 @@ async def front_at_work(
             configuration=settings.hash,
             tenant=settings.server.tenant,
         )
-        registrars = await _front_ends(settings, core, stores, book, events, welcome, stack)
+        registrars = await _front_ends(settings, core, stores, book, events, welcome, roots, stack)
         tls = await _tls(home, settings, core, stack)
         connections = affordable_connections(settings)
         for name, listener in settings.listeners.items():
@@ -126,6 +129,7 @@ async def _front_ends(
     book: ProfileBook,
     events: EventFactory,
     welcome: Welcome,
+    roots: Roots,
     stack: AsyncExitStack,
 ) -> dict[str, Registrar]:
     """The front-ends that some listener serves, started."""
@@ -140,7 +144,7 @@ async def _front_ends(
     }
     if "acme" in wanted:
         acme = AcmeFrontEnd(
-            options=_acme_options(settings, welcome),
+            options=_acme_options(settings, welcome, roots),
             store=SqlAcmeStore(stores.database, settings.server.tenant),
             core=core,
             profiles=book,
@@ -155,7 +159,7 @@ async def _front_ends(
     return registrars
 
 
-def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
+def _acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOptions:
     acme = settings.acme
     return AcmeOptions(
         external_url=settings.https_url,
@@ -169,6 +173,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
             issuer_domain_names=tuple(name.lower() for name in acme.caa_identities),
             nameservers=settings.dns.nameservers,
             dns_timeout=settings.dns.timeout,
+            attestation_roots=roots,
         ),
         default_profile=settings.policy.default_profile,
         tenant=settings.server.tenant,

@@ -16,7 +16,7 @@ from ca_server.core.der import assemble
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
 from ca_server.core.keycheck import check_key
 from ca_server.core.lint import Linter, LintError
-from ca_server.core.policy import decide, refusal, unproven_identifier
+from ca_server.core.policy import decide, refusal, unattested_key, unproven_identifier
 from ca_server.core.ports import AuditStore, IssuanceStore
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.signing import sign_verified
@@ -267,6 +267,9 @@ class Issuance:
             if unproven is not None:
                 decisions.append(unproven)
         issuer = self._issuer_of(pinned, request)
+        unattested = unattested_key(request, csr)
+        if unattested is not None:
+            decisions.append(unattested)
         for decision in decisions:
             if isinstance(decision, Deny):
                 raise refusal([decision])

@@ -38,6 +38,8 @@ class ValidatedIdentifier:
     identifier: Identifier
     method: str
     validated_at: datetime
+    spki_sha256: bytes = b""
+    """The key that a device attested, and that alone may be certified; empty where there is none."""
     subdomains: bool = False
 
 

@@ -328,9 +328,10 @@ class SqlAcmeStore:
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         def work(connection: Connection) -> bool:
-            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing):
+            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing, response):
                 return False
             draw(connection, draws, lessee.now)
             return True
@@ -364,9 +365,10 @@ class SqlAcmeStore:
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
     ) -> bool:
         def finish(connection: Connection) -> bool:
-            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant):
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, evidence):
                 return False
             count(connection, draws, now)
             return True

@@ -179,10 +179,16 @@ def preauthorize(
 def standing_of(
     connection: Connection, account_id: str, names: Iterable[Identifier], now: datetime, reuse: Reuse
 ) -> Standing:
-    """The account's valid authorizations that may count for these names, and that last for a while yet."""
-    wanted = {name.base.value for name in names}
+    """The account's valid authorizations that may count for these names, and that last for a while yet.
+
+    None of devices: what they attested is one key, and each certificate has its own.
+    """
+    named = [name for name in names if not name.is_device]
+    wanted = {name.base.value for name in named}
     if reuse.subdomains:
-        wanted |= {each.value for name in names for each in name.domains_above}
+        wanted |= {each.value for name in named for each in name.domains_above}
+    if not wanted:
+        return Standing((), subdomains=False)
     parameters = {
         "of_account": account_id,
         "until": now + LEAST_REMAINING,
@@ -193,7 +199,11 @@ def standing_of(
         rows = _REUSABLE_ONE.execute(connection, parameters | {"name": wanted.pop()})
     else:
         rows = connection.execute(_REUSABLE, parameters | {"names": sorted(wanted)})
-    return Standing(rows, subdomains=reuse.subdomains)
+    return Standing((row for row in rows if not _is_device(row)), subdomains=reuse.subdomains)
+
+
+def _is_device(row: AnyRow) -> bool:
+    return Identifier(IdentifierType(row.type), row.value).is_device
 
 
 def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authorization, ...]:
@@ -271,4 +281,6 @@ def challenge_of(row: AnyRow) -> Challenge:
         validated_at=row.validated_at,
         error=row.error,
         attempts=row.attempts,
+        response=row.response,
+        evidence=row.evidence,
     )

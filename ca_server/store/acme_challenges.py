@@ -45,6 +45,7 @@ _NEW = (
     "attempts",
     "lease_holder",
     "lease_until",
+    "response",
 )
 _BEGUN = select(
     bindparam("challenge_id", type_=acme_challenges.c.id.type),
@@ -56,6 +57,7 @@ _BEGUN = select(
     literal_column("1"),
     bindparam("for_holder", type_=acme_challenges.c.lease_holder.type),
     bindparam("until", type_=acme_challenges.c.lease_until.type),
+    bindparam("with_response", type_=acme_challenges.c.response.type),
 ).where(acme_authorizations.c.id == bindparam("authorization_id"), *_MAY_BEGIN)
 _BEGIN = Prepared(
     {
@@ -72,7 +74,13 @@ _BEGIN_OLD = Prepared(
         .where(acme_authorizations.c.id == acme_challenges.c.authorization_id, *_MAY_BEGIN)
         .exists(),
     )
-    .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
+    .values(
+        status=_PROCESSING,
+        attempts=1,
+        lease_holder=bindparam("for_holder"),
+        lease_until=bindparam("until"),
+        response=bindparam("with_response"),
+    )
 )
 
 
@@ -89,6 +97,9 @@ def _finish(target: ChallengeStatus, *conditions: Any) -> Prepared:
             status=target.value,
             error=bindparam("with_error"),
             validated_at=bindparam("at"),
+            # An attestation tells more of a device than is needed once it was looked at.
+            response=None,
+            evidence=bindparam("with_evidence"),
             lease_holder=None,
             lease_until=None,
         )
@@ -139,7 +150,12 @@ def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork |
 
 
 def begin_challenge(
-    connection: Connection, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int
+    connection: Connection,
+    account_id: str,
+    challenge_id: str,
+    lessee: Lessee,
+    max_processing: int,
+    response: bytes | None,
 ) -> bool:
     """Take a pending challenge of a pending, unexpired authorization to processing. RATE_LIMITED at the maximum."""
     if _COUNT_PROCESSING.execute(connection, {"of_account": account_id}).one()[0] >= max_processing:
@@ -154,6 +170,7 @@ def begin_challenge(
         "now": lessee.now,
         "for_holder": lessee.holder,
         "until": lessee.until,
+        "with_response": response,
     }
     authorization_id, kind = _parts(challenge_id)
     if not kind:
@@ -213,7 +230,9 @@ def claim_challenges(
             .where(
                 acme_challenges.c.id.in_(given_up), acme_challenges.c.status.in_(sources_of(ChallengeStatus.INVALID))
             )
-            .values(status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None)
+            .values(
+                status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None, response=None
+            )
         )
     return tuple(taken)
 
@@ -253,6 +272,7 @@ def finish_challenge(
     now: datetime,
     valid_until: datetime,
     tenant: str,
+    evidence: bytes | None,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
     authorization_id = work.authorization.id
@@ -261,6 +281,7 @@ def finish_challenge(
         "of_holder": holder,
         "with_error": error,
         "at": now if error is None else None,
+        "with_evidence": evidence,
     }
     if error is None:
         done = _FINISH_VALID.execute(connection, parameters | {"authorization_id": authorization_id, "now": now})

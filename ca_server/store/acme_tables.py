@@ -149,6 +149,9 @@ acme_challenges = Table(
     Column("lease_holder", String),
     Column("lease_until", UtcTime),
     Column("error", LargeBinary),
+    # What the client sent to be looked at, until the challenge is settled; what that showed.
+    Column("response", LargeBinary),
+    Column("evidence", LargeBinary),
     Index("ix_acme_challenges_authorization_id", "authorization_id"),
     Index(
         "ix_acme_challenges_processing",

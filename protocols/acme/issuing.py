@@ -243,7 +243,11 @@ def evidence_of(found: OrderWork) -> tuple[ValidatedIdentifier, ...]:
     """How control of each name was shown (recorded with the certificate)."""
     return tuple(
         ValidatedIdentifier(
-            authorization.identifier, challenge.type, challenge.validated_at, subdomains=authorization.subdomains
+            authorization.identifier,
+            challenge.type,
+            challenge.validated_at,
+            challenge.attested_key,
+            subdomains=authorization.subdomains,
         )
         for authorization in found.authorizations
         for challenge in authorization.challenges

@@ -1,5 +1,6 @@
 """ACME resources as values, and their states (RFC 8555 section 7.1.6): every transition is in this file."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -101,7 +102,8 @@ def challenge_id(authorization_id: str, kind: str) -> str:
 class Challenge:
     """One way to show control of an identifier. `error` is a problem document in JSON.
 
-    All challenges of an authorization have one token.
+    `response` is what the client sent to be looked at, until that is done; `evidence`, a JSON object of texts, what it
+    showed. All challenges of an authorization have one token.
     """
 
     id: str
@@ -112,6 +114,14 @@ class Challenge:
     validated_at: datetime | None = None
     error: bytes | None = None
     attempts: int = 0
+    response: bytes | None = None
+    evidence: bytes | None = None
+
+    @property
+    def attested_key(self) -> bytes:
+        """SHA-256 of the key that a device attested, which alone may be certified; empty where there is none."""
+        found = {} if self.evidence is None else json.loads(self.evidence)
+        return bytes.fromhex(found.get("key_sha256", ""))
 
 
 @dataclass(frozen=True, slots=True)

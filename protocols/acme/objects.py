@@ -138,6 +138,13 @@ class ChallengeResponse(Struct, frozen=True):
     """Payload of a POST to a challenge: `{}`, or an older client's keyAuthorization, which nothing depends on."""
 
 
+class DeviceAttestation(Struct, frozen=True):
+    """Payload of a POST to a device-attest-01 challenge (draft-ietf-acme-device-attest section 5)."""
+
+    attObj: Base64Url
+    """A WebAuthn attestation object in CBOR."""
+
+
 def decode_payload(kind: type[T], data: bytes) -> T:
     """Decode one payload of the given type. Raises PayloadError for anything that is not such an object."""
     try:

@@ -9,7 +9,14 @@ from typing import Any
 
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
-from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
+from ca_server.core.policy import (
+    DEVICE_ATTEST,
+    decide,
+    decide_identifiers,
+    decide_validity,
+    refusal,
+    unattested_key,
+)
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate
@@ -20,8 +27,8 @@ from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.domain.profiles import Profile
 from protocols.acme.certid import parse_certid
 from protocols.acme.exchange import Exchange
-from protocols.acme.identifiers import denied, read_identifiers, refused
-from protocols.acme.issuing import Issuing, enrollment_request
+from protocols.acme.identifiers import DEVICE_PARSERS, PARSERS, denied, read_identifiers, refused
+from protocols.acme.issuing import Issuing, enrollment_request, evidence_of
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -62,6 +69,7 @@ class Orders:
         self._issuing = issuing
         self._renewals = renewals
         self._urls = urls
+        self._parsers = {**PARSERS, **(DEVICE_PARSERS if DEVICE_ATTEST in validators else {})}
 
     # --- newOrder -------------------------------------------------------------------------------------------------
 
@@ -117,8 +125,8 @@ class Orders:
     async def authorize(self, exchange: Exchange) -> Authorization:
         """NewAuthz: one name by policy as for an order, authorized before there is any (RFC 8555 section 7.4.1).
 
-        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards: orders alone
-        can have them. NOT_FOUND where no order could stand on it.
+        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards and devices:
+        orders alone can have them. NOT_FOUND where no order could stand on it.
         """
         account = self._agreed(exchange)
         profile = self._profile(exchange.profile)
@@ -127,8 +135,9 @@ class Orders:
             raise CaError(ErrorKind.NOT_FOUND, "authorizations are for their orders alone here; use newOrder")
         wanted = decode_payload(NewAuthorization, exchange.payload).identifier
         name = (await self._identifiers(exchange, profile, (Wanted(wanted.type, wanted.value),)))[0].identifier
-        if name.is_wildcard:
-            deny = Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name)
+        if name.is_wildcard or name.is_device:
+            what = "a device attests one key, and" if name.is_device else "a wildcard"
+            deny = Deny("names.preauthorization", f"{what} is authorized with its order alone; use newOrder", name)
             await self._record_refusal(exchange, profile.name, (name,), deny)
             raise refusal((deny,))
         candidate = self._authorization(
@@ -182,7 +191,7 @@ class Orders:
             raise CaError(ErrorKind.MALFORMED, "an order names at least one identifier")
         if len(wanted) > self._options.max_identifiers:
             raise CaError(ErrorKind.MALFORMED, f"an order names at most {self._options.max_identifiers} identifiers")
-        identifiers, wrong = read_identifiers(wanted)
+        identifiers, wrong = read_identifiers(wanted, self._parsers)
         names = tuple(item.identifier for item in identifiers)
         denials = await self._denials(exchange, profile, names) if names else ()
         if denials:
@@ -325,9 +334,17 @@ class Orders:
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
+        if not isinstance(decision, Deny) and any(name.is_device for name in names):
+            decision = await self._wrong_key(exchange, order, csr) or decision
         if isinstance(decision, Deny):
             await self._record_refusal(exchange, profile.name, names, decision)
             raise refusal((decision,))
+
+    async def _wrong_key(self, exchange: Exchange, order: Order, csr: ParsedCsr) -> Deny | None:
+        """The denial of a CSR for another key than the devices of the order attested."""
+        work = await self._store.order_work(order.id)
+        evidence = () if work is None else evidence_of(work)
+        return unattested_key(enrollment_request(order, exchange.own_account.tenant, csr.der, evidence), csr)
 
     def _check_not_account_key(self, exchange: Exchange, csr: ParsedCsr) -> None:
         """RFC 8555 section 11.1: the account's key in a CSR is refused."""

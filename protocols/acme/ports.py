@@ -249,11 +249,13 @@ class AcmeStore(Protocol):
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         """Take a pending challenge of a pending authorization to processing, its first attempt counted.
 
-        Of several calls, by whatever processes, one is told True. False where it is not pending; RATE_LIMITED where
-        the account has `max_processing` in processing.
+        `response`, what the client sent to be looked at, is kept until the challenge is settled. Of several calls, by
+        whatever processes, one is told True. False where it is not pending; RATE_LIMITED where the account has
+        `max_processing` in processing.
         """
 
     async def claim_challenges(
@@ -280,10 +282,11 @@ class AcmeStore(Protocol):
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
     ) -> bool:
         """Settle a challenge, its authorization, and the orders that waited for it: in one transaction.
 
-        `draws` count a failure; they refuse nothing here.
+        `draws` count a failure; they refuse nothing here. `evidence` is kept with the challenge.
 
         Without error the authorization is valid until `valid_until`, and orders all of whose authorizations are
         valid become ready; with one the authorization becomes invalid, and orders without a certificate fail with

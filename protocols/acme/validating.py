@@ -8,6 +8,7 @@ database before it is made: one that takes the process with it is not made for e
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -53,6 +54,8 @@ class _Job:
     found: ChallengeWork | None = None
     timer: asyncio.TimerHandle | None = None
     """Set between two attempts."""
+    done: asyncio.Event | None = None
+    """Set when this process is done with it, where somebody waits for that."""
 
 
 class Validating:
@@ -90,7 +93,12 @@ class Validating:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
     async def begin(
-        self, challenge: Challenge, authorization: Authorization, thumbprint: str, nonce: NonceUse | None
+        self,
+        challenge: Challenge,
+        authorization: Authorization,
+        thumbprint: str,
+        nonce: NonceUse | None,
+        response: bytes | None = None,
     ) -> Challenge | None:
         """Take a pending challenge to processing, committed, and start work; None where it is not pending.
 
@@ -104,11 +112,12 @@ class Validating:
             self._options.max_validations,
             nonce,
             self._options.limits.validation(authorization, failed=False),
+            response,
         ):
             return None
-        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1)
+        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1, response=response)
         found = ChallengeWork(begun, authorization, thumbprint)
-        if self._options.unsafe_skip_validation:
+        if self._options.unsafe_skip_validation and response is None:
             await self._finish(found, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
@@ -116,6 +125,16 @@ class Validating:
         known = None if challenge.type == DNS_PERSIST else found
         self._add(_Job(Work(challenge.id, account_id), lessee.until, known))
         return begun
+
+    async def settled(self, challenge_id: str, patience: float) -> None:
+        """Return when this process is done with a challenge, or when the patience, in seconds, runs out."""
+        job = self._jobs.get(challenge_id)
+        if job is None:
+            return
+        job.done = job.done or asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await job.done.wait()
 
     async def resume(self, *, restarted: bool = False) -> int:
         """Take over challenges whose lease ran out; `restarted`, at a start, what this process had before."""
@@ -175,6 +194,8 @@ class Validating:
         if job.timer is not None:
             job.timer.cancel()
         self._jobs.pop(job.work.id, None)
+        if job.done is not None:
+            job.done.set()
 
     def _dispatch(self) -> None:
         """Start attempts while there are slots, one account after the other."""
@@ -259,6 +280,7 @@ class Validating:
             account_hash_prefix=self._urls.account_hash_prefix(),
             thumbprints=(found.thumbprint, *found.former_thumbprints),
             covers_more=authorization.wildcard or authorization.subdomains,
+            response=challenge.response or b"",
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -281,8 +303,8 @@ class Validating:
                 "unauthorized", "the authorization expired before it was validated", retryable=False
             )
         valid_until = now + self._options.authorization_lifetime
+        details = {} if evidence is None or problem is not None else dict(evidence.details)
         if evidence is not None:
-            extra |= evidence.details
             valid_until = min(valid_until, evidence.until or valid_until)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
@@ -291,7 +313,7 @@ class Validating:
             object=f"acme-authorization:{authorization.id}",
             names=(str(authorization.identifier),),
             reason=None if problem is None else problem.detail,
-            extra={"challenge": challenge.type, **extra},
+            extra={"challenge": challenge.type, **extra, **details},
         )
         await self._store.finish_challenge(
             found,
@@ -301,6 +323,7 @@ class Validating:
             valid_until,
             [event],
             self._failure(authorization, problem),
+            msgspec.json.encode(details) if details else None,
         )
         self._observe(challenge.type, "valid" if problem is None else problem.type)
 
