@@ -57,7 +57,7 @@ from ca_server.store.database import Along, Database
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
+from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
 from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
@@ -333,9 +333,11 @@ class SqlAcmeStore:
             locks=[account_lock(work.account_id) for work in works],
         )
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         return await self._write(
-            lambda connection: record_attempt(connection, challenge_id, lessee, error), account_id=account_id
+            lambda connection: record_attempt(connection, challenge_id, lessee, error, attempt), account_id=account_id
         )
 
     async def finish_challenge(
@@ -347,9 +349,10 @@ class SqlAcmeStore:
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        attempt: Attempt | None = None,
     ) -> bool:
         def finish(connection: Connection) -> bool:
-            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant):
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, attempt):
                 return False
             count(connection, draws, now)
             return True

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, func, select, update
 
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.acme_attempts import insert_attempt
 from ca_server.store.acme_authorizations import (
     authorization_of,
     authorizations,
@@ -17,7 +18,7 @@ from ca_server.store.acme_authorizations import (
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
 from ca_server.store.statements import Prepared, is_literally, is_one_of
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
@@ -186,7 +187,9 @@ def keep_challenges(connection: Connection, lessee: Lessee, challenge_ids: Seque
     return kept
 
 
-def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+def record_attempt(
+    connection: Connection, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None
+) -> bool:
     """Keep what a failed attempt saw, and count the next; the challenge stays in processing."""
     done = connection.execute(
         update(acme_challenges)
@@ -197,7 +200,11 @@ def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, er
         )
         .values(attempts=acme_challenges.c.attempts + 1, error=error, lease_until=lessee.until)
     )
-    return done.rowcount == 1
+    if done.rowcount != 1:
+        return False
+    if attempt is not None:
+        insert_attempt(connection, challenge_id, attempt)
+    return True
 
 
 def finish_challenge(
@@ -208,6 +215,7 @@ def finish_challenge(
     now: datetime,
     valid_until: datetime,
     tenant: str,
+    attempt: Attempt | None,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
     authorization_id = work.authorization.id
@@ -223,6 +231,8 @@ def finish_challenge(
         done = _FINISH_INVALID.execute(connection, parameters)
     if done.rowcount != 1:
         return False
+    if attempt is not None:
+        insert_attempt(connection, work.challenge.id, attempt)
     if error is None:
         make_valid(connection, authorization_id, valid_until)
         make_ready(connection, authorization_id)

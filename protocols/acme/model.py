@@ -1,7 +1,7 @@
 """ACME resources as values, and their states (RFC 8555 section 7.1.6): every transition is in this file."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -96,6 +96,24 @@ class Challenge:
     validated_at: datetime | None = None
     error: bytes | None = None
     attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a challenge, as it is told to operators: printable, and bounded in size."""
+
+    number: int
+    """From 1 on, within its challenge."""
+    started_at: datetime
+    duration: timedelta
+    front: str
+    """The process that made it, as `node/process/instance`."""
+    seen: tuple[str, ...]
+    """Where it looked and what it found there."""
+    outcome: str
+    """`valid`, or the type of the problem without its URN."""
+    detail: str = ""
+    """What was wrong."""
 
 
 @dataclass(frozen=True, slots=True)

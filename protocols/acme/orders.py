@@ -279,12 +279,12 @@ class Orders:
             check_key(csr.public_key, profile, blocked=await self._store.spki_blocked(csr.spki_sha256))
         except CaError as error:
             deny = Deny(error.rule or error.kind.value, error.detail)
-            await self._record_refusal(exchange, profile.name, names, deny)
+            await self._record_refusal(exchange, profile.name, names, deny, order.id)
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
         if isinstance(decision, Deny):
-            await self._record_refusal(exchange, profile.name, names, decision)
+            await self._record_refusal(exchange, profile.name, names, decision, order.id)
             raise refusal((decision,))
 
     def _check_not_account_key(self, exchange: Exchange, csr: ParsedCsr) -> None:
@@ -293,11 +293,17 @@ class Orders:
             raise CaError(ErrorKind.BAD_CSR, "the CSR has the account's key; make another", rule="csr.account_key")
 
     async def _record_refusal(
-        self, exchange: Exchange, profile: str, names: Sequence[Identifier], denial: Deny
+        self,
+        exchange: Exchange,
+        profile: str,
+        names: Sequence[Identifier],
+        denial: Deny,
+        order_id: str | None = None,
     ) -> None:
         event = exchange.event(
             EventType.ISSUANCE_REFUSED,
             Outcome.DENIED,
+            object=None if order_id is None else f"acme-order:{order_id}",
             profile=profile,
             names=tuple(str(name) for name in names),
             reason=denial.detail,

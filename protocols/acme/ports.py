@@ -19,7 +19,7 @@ from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
 from ca_server.domain.rates import Draw
-from protocols.acme.model import Authorization, Challenge, Order
+from protocols.acme.model import Attempt, Authorization, Challenge, Order
 
 
 class NonceReplayedError(Exception):
@@ -236,7 +236,9 @@ class AcmeStore(Protocol):
     async def keep_challenges(self, lessee: Lessee, works: Sequence[Work]) -> frozenset[str]:
         """Prolong leases; returns the ids whose lease the holder still has."""
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         """Keep what a failed attempt saw, count the next and prolong the lease; false where the lease was lost."""
 
     async def finish_challenge(
@@ -248,10 +250,11 @@ class AcmeStore(Protocol):
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        attempt: Attempt | None = None,
     ) -> bool:
         """Settle a challenge, its authorization, and the orders that waited for it: in one transaction.
 
-        `draws` count a failure; they refuse nothing here.
+        `draws` count a failure; they refuse nothing here. `attempt` is kept: the last one, where there was any.
 
         Without error the authorization is valid until `valid_until`, and orders all of whose authorizations are
         valid become ready; with one the authorization becomes invalid, and orders without a certificate fail with

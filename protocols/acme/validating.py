@@ -19,12 +19,19 @@ from ca_server.core.audit import EventFactory
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import Draw
-from protocols.acme.model import Authorization, Challenge, ChallengeStatus
+from protocols.acme.model import Attempt, Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
 from protocols.acme.urls import Urls
-from protocols.acme.validation import ValidationProblem, ValidationTarget, Validator, key_authorization
+from protocols.acme.validation import (
+    Sightings,
+    ValidationProblem,
+    ValidationTarget,
+    Validator,
+    key_authorization,
+)
+from protocols.acme.validation.model import MAX_DETAIL, shown
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +47,9 @@ _PROLONG_LIMIT = 500
 _GIVEN_UP = Problem(ErrorType.UNAUTHORIZED, "the authorization was settled, or expired, before this was validated")
 _INTERRUPTED = ValidationProblem("serverInternal", "validation was interrupted too often", retryable=False)
 _FAILED = ValidationProblem("serverInternal", "the server failed to validate; its log tells why", retryable=True)
+
+VALID = "valid"
+"""The outcome of a validation without a problem, in metrics and attempts."""
 
 ObserveValidation = Callable[[str, str], None]
 
@@ -109,7 +119,7 @@ class Validating:
         begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1)
         found = ChallengeWork(begun, authorization, thumbprint)
         if self._options.unsafe_skip_validation:
-            await self._finish(found, None, skipped="true")
+            await self._finish(found, None, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
         self._add(_Job(Work(challenge.id, account_id), lessee.until, found))
@@ -226,20 +236,31 @@ class Validating:
             return None
         job.found = found
         limit = self._options.validation_attempts
-        problem = _INTERRUPTED if job.work.attempt > limit else await self._try(found)
+        started_at, sightings = datetime.now(UTC), Sightings()
+        problem = _INTERRUPTED if job.work.attempt > limit else await self._try(found, sightings)
+        attempt = Attempt(
+            number=job.work.attempt,
+            started_at=started_at,
+            duration=datetime.now(UTC) - started_at,
+            front=self._holder,
+            seen=sightings.lines,
+            outcome=VALID if problem is None else problem.type,
+            detail="" if problem is None else shown(problem.detail, MAX_DETAIL),
+        )
         if problem is None or not problem.retryable or job.work.attempt >= limit:
-            await self._finish(found, problem)
+            await self._finish(found, problem, attempt)
             return None
         _log.info("validation attempt failed", challenge=job.work.id, attempt=job.work.attempt, saw=problem.detail)
         pause = _PAUSES[min(job.work.attempt, len(_PAUSES)) - 1]
         lessee = self._lessee(pause)
-        if not await self._store.record_attempt(job.work.account_id, job.work.id, lessee, _document(problem)):
+        document = _document(problem)
+        if not await self._store.record_attempt(job.work.account_id, job.work.id, lessee, document, attempt):
             return None
         job.work = replace(job.work, attempt=job.work.attempt + 1)
         job.lease_until = lessee.until
         return pause
 
-    async def _try(self, found: ChallengeWork) -> ValidationProblem | None:
+    async def _try(self, found: ChallengeWork, sightings: Sightings) -> ValidationProblem | None:
         """Validate once; what a validator raises is a failed attempt."""
         challenge, authorization = found.challenge, found.authorization
         validator = self._validators.get(challenge.type)
@@ -250,6 +271,7 @@ class Validating:
             challenge.token,
             key_authorization(challenge.token, found.thumbprint),
             self._urls.account(authorization.account_id),
+            sightings,
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -258,7 +280,9 @@ class Validating:
             _log.exception("a validator failed", challenge=challenge.id, type=challenge.type)
             return _FAILED
 
-    async def _finish(self, found: ChallengeWork, problem: ValidationProblem | None, **extra: str) -> None:
+    async def _finish(
+        self, found: ChallengeWork, problem: ValidationProblem | None, attempt: Attempt | None, **extra: str
+    ) -> None:
         now = datetime.now(UTC)
         challenge, authorization = found.challenge, found.authorization
         if problem is None and now >= authorization.expires_at:
@@ -282,8 +306,9 @@ class Validating:
             now + self._options.authorization_lifetime,
             [event],
             self._failure(authorization, problem),
+            attempt,
         )
-        self._observe(challenge.type, "valid" if problem is None else problem.type)
+        self._observe(challenge.type, VALID if problem is None else problem.type)
 
     def _failure(self, authorization: Authorization, problem: ValidationProblem | None) -> tuple[Draw, ...]:
         """What a validation takes from limits on failures: nothing where the failure is this server's own."""

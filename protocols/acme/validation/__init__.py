@@ -1,6 +1,7 @@
 """Challenge validation (RFC 8555 section 8): one file per type, one registry."""
 
 from protocols.acme.validation.model import (
+    Sightings,
     ValidationPolicy,
     ValidationProblem,
     ValidationTarget,
@@ -13,6 +14,7 @@ from protocols.acme.validation.resolver import DnsFailure, Resolver
 __all__ = [
     "DnsFailure",
     "Resolver",
+    "Sightings",
     "ValidationPolicy",
     "ValidationProblem",
     "ValidationTarget",

@@ -8,6 +8,7 @@ from protocols.acme.validation.model import ValidationPolicy, ValidationProblem,
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 _SHOWN_RECORDS = 3
+_NOTED_RECORDS = 5
 _SHOWN_CHARACTERS = 64
 
 
@@ -25,16 +26,20 @@ class Dns01Validator:
 
     async def validate(self, target: ValidationTarget) -> ValidationProblem | None:
         """One lookup."""
-        return await check_txt(self._resolver, f"_acme-challenge.{target.identifier.value}", target.key_authorization)
+        return await check_txt(self._resolver, f"_acme-challenge.{target.identifier.value}", target)
 
 
-async def check_txt(resolver: Resolver, name: str, key_authorization: str) -> ValidationProblem | None:
+async def check_txt(resolver: Resolver, name: str, target: ValidationTarget) -> ValidationProblem | None:
     """None if a TXT record of the name is the digest: any one may be the right one, since orders can overlap."""
-    expected = b64url_encode(sha256(key_authorization.encode("ascii")).digest())
+    expected = b64url_encode(sha256(target.key_authorization.encode("ascii")).digest())
     try:
         records = await resolver.txt(name)
     except DnsFailure as failure:
+        target.sightings.note(f"TXT {name}: {failure.detail}")
         return problem("dns", failure.detail, retryable=failure.retryable)
+    target.sightings.note(f"TXT {name}: {len(records)} records")
+    for record in records[:_NOTED_RECORDS]:
+        target.sightings.note(f"TXT {name}: {record!r}")
     if expected in records:
         return None
     if not records:

@@ -1,6 +1,6 @@
 """What validators take and give, and the policy that bounds what they may do to the network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
@@ -10,6 +10,8 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
 MAX_DETAIL = 500
+_MAX_SIGHTING = 300
+_MAX_SIGHTINGS = 12
 
 _IPV4_SUFFIXED = (
     ip_network("64:ff9b::/96"),  # NAT64 (RFC 6052 section 2.1)
@@ -18,6 +20,28 @@ _IPV4_SUFFIXED = (
 )
 _LAST_COMPATIBLE = 0xFFFF_FFFF
 """The last IPv4-compatible address (RFC 4291 section 2.5.5.1), as a number; `::` and `::1` are none of them."""
+
+
+class Sightings:
+    """Where one attempt looked and what it found there, for operators; owned by the task that makes the attempt.
+
+    Peers choose much of it, so that each line is cut and made printable, and only the first lines are kept.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        """Keep a line: an address with its port, or a DNS record with its content."""
+        if len(self._lines) < _MAX_SIGHTINGS:
+            self._lines.append(shown(line, _MAX_SIGHTING))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was noted, in order: at most 12 lines of 300 characters."""
+        return tuple(self._lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +53,8 @@ class ValidationTarget:
     key_authorization: str
     account_url: str
     """The `kid` of the account that asks."""
+    sightings: Sightings = field(default_factory=Sightings, compare=False)
+    """Where the validator tells what it sees on the way to its answer."""
 
 
 @dataclass(frozen=True, slots=True)
