@@ -1,7 +1,7 @@
 """The ACME front-end's store in SQL: each method one transaction, the nonce used up in it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -200,9 +200,10 @@ class SqlAcmeStore:
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        afresh: Collection[str] = (),
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, afresh),
             account_id=order.account_id,
             events=events,
             nonce=nonce,

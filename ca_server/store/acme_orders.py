@@ -1,7 +1,7 @@
 """ACME orders, inside a transaction."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -125,7 +125,12 @@ def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) ->
 
 
 def insert_order(
-    connection: Connection, order: Order, candidates: Sequence[Authorization], bounds: OpenBounds, tenant: str
+    connection: Connection,
+    order: Order,
+    candidates: Sequence[Authorization],
+    bounds: OpenBounds,
+    tenant: str,
+    afresh: Collection[str] = (),
 ) -> Order:
     """Create an order, with valid authorizations of the account reused. RATE_LIMITED, AlreadyReplacedError.
 
@@ -142,7 +147,7 @@ def insert_order(
     expires_at = order.expires_at
     for candidate in candidates:
         found = standing.get((candidate.identifier, candidate.wildcard))
-        if found is None:
+        if found is None or candidate.id in afresh:
             made.append(candidate)
             chosen.append(candidate.id)
         else:

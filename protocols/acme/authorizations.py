@@ -61,7 +61,9 @@ class Authorizations:
         ):
             return found
         thumbprint = exchange.own_account.key_thumbprint
-        begun = await self._validating.begin(challenge, authorization, thumbprint, exchange.nonce)
+        begun = await self._validating.begin(
+            challenge, authorization, thumbprint, exchange.nonce, is_tried=exchange.is_tried
+        )
         exchange.nonce_used()
         return (begun, authorization) if begun is not None else await self._find(exchange, challenge_id)
 

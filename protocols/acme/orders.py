@@ -105,8 +105,10 @@ class Orders:
         )
         draws = self._options.limits.new_order(order)
         bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names, draws)
+        chaos = self._options.chaos
+        afresh = chaos.afresh(candidates) if chaos is not None and chaos.applies(profile) else frozenset()
         try:
-            created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
+            created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce, afresh)
         except AlreadyReplacedError:
             detail = "another order replaces that certificate"
             raise ProblemError(Problem(ErrorType.ALREADY_REPLACED, detail, rule="acme.replaced")) from None

@@ -7,7 +7,7 @@ was one; RATE_LIMITED with the rule of the limit, and nothing done or taken, whe
 owner's of what is changed: what is done for one account is done by one process after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -166,8 +166,11 @@ class AcmeStore(Protocol):
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        afresh: Collection[str] = (),
     ) -> Order:
         """Create an order. For each candidate a valid authorization of the account is reused, or it is created.
+
+        Those whose ids are in `afresh` are created in any case.
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
         where the account's unfinished ones are at the bounds. AlreadyReplacedError where another order replaces the

@@ -62,7 +62,7 @@ class _Job:
     lease_until: datetime
     found: ChallengeWork | None = None
     timer: asyncio.TimerHandle | None = None
-    """Set between two attempts."""
+    """Set between two attempts, and before the first of a client that is tried."""
 
 
 class Validating:
@@ -100,7 +100,13 @@ class Validating:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
     async def begin(
-        self, challenge: Challenge, authorization: Authorization, thumbprint: str, nonce: NonceUse | None
+        self,
+        challenge: Challenge,
+        authorization: Authorization,
+        thumbprint: str,
+        nonce: NonceUse | None,
+        *,
+        is_tried: bool = False,
     ) -> Challenge | None:
         """Take a pending challenge to processing, committed, and start work; None where it is not pending.
 
@@ -122,7 +128,9 @@ class Validating:
             await self._finish(found, None, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
-        self._add(_Job(Work(challenge.id, account_id), lessee.until, found))
+        chaos = self._options.chaos
+        delay = chaos.delay() if chaos is not None and is_tried else 0.0
+        self._add(_Job(Work(challenge.id, account_id), lessee.until, found), delay)
         return begun
 
     async def resume(self, *, restarted: bool = False) -> int:
@@ -166,9 +174,13 @@ class Validating:
 
     # --- Turns ----------------------------------------------------------------------------------------------------
 
-    def _add(self, job: _Job) -> None:
-        if job.work.id not in self._jobs:
-            self._jobs[job.work.id] = job
+    def _add(self, job: _Job, delay: float = 0.0) -> None:
+        if job.work.id in self._jobs:
+            return
+        self._jobs[job.work.id] = job
+        if delay:
+            job.timer = asyncio.get_running_loop().call_later(delay, self._enqueue, job)
+        else:
             self._enqueue(job)
 
     def _enqueue(self, job: _Job) -> None:

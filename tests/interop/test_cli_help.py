@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ca_server.cli.app import app
 
 EXAMPLE = re.compile(r"^- `(ca-server [^`]+)`", re.MULTILINE)
-NOT_RUN = ("serve", "init", "--follow", "accept-anchor")
+NOT_RUN = ("serve", "init", "--follow", "accept-anchor", "--staging")
 """Examples that make a home, do not end, or want a stopped server are checked, not run."""
 
 
