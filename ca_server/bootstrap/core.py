@@ -32,7 +32,7 @@ from ca_server.core.profiles import ProfileBook
 from ca_server.core.responders import Responders
 from ca_server.core.revocation import Revocation
 from ca_server.core.service import AdminService, CoreService, WriteGate
-from ca_server.core.staging import check_staging, says_staging
+from ca_server.core.staging import check_staging, staging_names
 from ca_server.domain.audit import Checkpoint, EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Fence
@@ -326,9 +326,7 @@ class CoreRuntime:
                 self._nonce_key,
                 self.settings.hash,
                 staging=self.settings.server.staging,
-                staging_issuers=tuple(
-                    each.name for each in self.issuers.all() if says_staging(each.issuer.key.certificate_der)
-                ),
+                staging_issuers=staging_names(each.issuer for each in self.issuers.all()),
             ),
             issuance=self.issuance,
             revocation=self.revocation,

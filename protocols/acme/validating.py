@@ -63,6 +63,8 @@ class _Job:
     found: ChallengeWork | None = None
     timer: asyncio.TimerHandle | None = None
     """Set between two attempts, and before the first of a client that is tried."""
+    delay: float = 0.0
+    """Seconds before the first attempt."""
 
 
 class Validating:
@@ -130,7 +132,7 @@ class Validating:
             return begun if done is None else done[0]
         chaos = self._options.chaos
         delay = chaos.delay() if chaos is not None and is_tried else 0.0
-        self._add(_Job(Work(challenge.id, account_id), lessee.until, found), delay)
+        self._add(_Job(Work(challenge.id, account_id), lessee.until, found, delay=delay))
         return begun
 
     async def resume(self, *, restarted: bool = False) -> int:
@@ -174,12 +176,12 @@ class Validating:
 
     # --- Turns ----------------------------------------------------------------------------------------------------
 
-    def _add(self, job: _Job, delay: float = 0.0) -> None:
+    def _add(self, job: _Job) -> None:
         if job.work.id in self._jobs:
             return
         self._jobs[job.work.id] = job
-        if delay:
-            job.timer = asyncio.get_running_loop().call_later(delay, self._enqueue, job)
+        if job.delay:
+            job.timer = asyncio.get_running_loop().call_later(job.delay, self._enqueue, job)
         else:
             self._enqueue(job)
 
