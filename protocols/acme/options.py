@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from protocols.acme.chaos import Chaos
 from protocols.acme.limits import NO_LIMITS, Limits
-from protocols.acme.validation import ValidationPolicy
+from protocols.acme.validation import USUAL_CHALLENGES, ValidationPolicy
 
 MAX_JWS = 131_072
 """Octets of a request's body."""
@@ -17,6 +17,8 @@ class AcmeOptions:
 
     external_url: str
     validation: ValidationPolicy
+    challenges: tuple[str, ...] = USUAL_CHALLENGES
+    """The types that are offered, in that order."""
     default_profile: str = "default"
     tenant: str = "default"
     finalize_wait: float = 2.0

@@ -19,12 +19,13 @@ from ca_server.core.audit import EventFactory
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import Draw
-from protocols.acme.model import Attempt, Authorization, Challenge, ChallengeStatus
+from protocols.acme.model import DNS_PERSIST, Attempt, Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
 from protocols.acme.urls import Urls
 from protocols.acme.validation import (
+    Evidence,
     Sightings,
     ValidationProblem,
     ValidationTarget,
@@ -132,7 +133,9 @@ class Validating:
             return begun if done is None else done[0]
         chaos = self._options.chaos
         delay = chaos.delay() if chaos is not None and is_tried else 0.0
-        self._add(_Job(Work(challenge.id, account_id), lessee.until, found, delay=delay))
+        # What dns-persist-01 needs beyond this is in the database alone.
+        known = None if challenge.type == DNS_PERSIST else found
+        self._add(_Job(Work(challenge.id, account_id), lessee.until, known, delay=delay))
         return begun
 
     async def resume(self, *, restarted: bool = False) -> int:
@@ -251,7 +254,8 @@ class Validating:
         job.found = found
         limit = self._options.validation_attempts
         started_at, sightings = datetime.now(UTC), Sightings()
-        problem = _INTERRUPTED if job.work.attempt > limit else await self._try(found, sightings)
+        seen = _INTERRUPTED if job.work.attempt > limit else await self._try(found, sightings)
+        problem = seen if isinstance(seen, ValidationProblem) else None
         attempt = Attempt(
             number=job.work.attempt,
             started_at=started_at,
@@ -262,7 +266,7 @@ class Validating:
             detail="" if problem is None else shown(problem.detail, MAX_DETAIL),
         )
         if problem is None or not problem.retryable or job.work.attempt >= limit:
-            await self._finish(found, problem, attempt)
+            await self._finish(found, problem, attempt, seen if isinstance(seen, Evidence) else None)
             return None
         _log.info("validation attempt failed", challenge=job.work.id, attempt=job.work.attempt, saw=problem.detail)
         pause = _PAUSES[min(job.work.attempt, len(_PAUSES)) - 1]
@@ -274,7 +278,7 @@ class Validating:
         job.lease_until = lessee.until
         return pause
 
-    async def _try(self, found: ChallengeWork, sightings: Sightings) -> ValidationProblem | None:
+    async def _try(self, found: ChallengeWork, sightings: Sightings) -> ValidationProblem | Evidence | None:
         """Validate once; what a validator raises is a failed attempt."""
         challenge, authorization = found.challenge, found.authorization
         validator = self._validators.get(challenge.type)
@@ -285,7 +289,10 @@ class Validating:
             challenge.token,
             key_authorization(challenge.token, found.thumbprint),
             self._urls.account(authorization.account_id),
-            sightings,
+            sightings=sightings,
+            account_hash_prefix=self._urls.account_hash_prefix(),
+            thumbprints=(found.thumbprint, *found.former_thumbprints),
+            covers_more=authorization.wildcard,
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -295,7 +302,12 @@ class Validating:
             return _FAILED
 
     async def _finish(
-        self, found: ChallengeWork, problem: ValidationProblem | None, attempt: Attempt | None, **extra: str
+        self,
+        found: ChallengeWork,
+        problem: ValidationProblem | None,
+        attempt: Attempt | None,
+        evidence: Evidence | None = None,
+        **extra: str,
     ) -> None:
         now = datetime.now(UTC)
         challenge, authorization = found.challenge, found.authorization
@@ -303,6 +315,10 @@ class Validating:
             problem = ValidationProblem(
                 "unauthorized", "the authorization expired before it was validated", retryable=False
             )
+        valid_until = now + self._options.authorization_lifetime
+        if evidence is not None:
+            extra |= evidence.details
+            valid_until = min(valid_until, evidence.until or valid_until)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
             outcome=Outcome.SUCCESS if problem is None else Outcome.FAILURE,
@@ -317,7 +333,7 @@ class Validating:
             self._holder,
             None if problem is None else _document(problem),
             now,
-            now + self._options.authorization_lifetime,
+            valid_until,
             [event],
             self._failure(authorization, problem),
             attempt,

@@ -4,11 +4,17 @@ from hashlib import sha256
 
 from ca_server.domain.names import Identifier, IdentifierType
 from protocols.acme.encoding import b64url_encode
-from protocols.acme.validation.model import ValidationPolicy, ValidationProblem, ValidationTarget, problem, shown
+from protocols.acme.validation.model import (
+    ValidationPolicy,
+    ValidationProblem,
+    ValidationTarget,
+    note_records,
+    problem,
+    shown,
+)
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 _SHOWN_RECORDS = 3
-_NOTED_RECORDS = 5
 _SHOWN_CHARACTERS = 64
 
 
@@ -37,9 +43,7 @@ async def check_txt(resolver: Resolver, name: str, target: ValidationTarget) -> 
     except DnsFailure as failure:
         target.sightings.note(f"TXT {name}: {failure.detail}")
         return problem("dns", failure.detail, retryable=failure.retryable)
-    target.sightings.note(f"TXT {name}: {len(records)} records")
-    for record in records[:_NOTED_RECORDS]:
-        target.sightings.note(f"TXT {name}: {record!r}")
+    note_records(target.sightings, name, records)
     if expected in records:
         return None
     if not records:

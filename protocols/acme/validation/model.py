@@ -1,6 +1,8 @@
 """What validators take and give, and the policy that bounds what they may do to the network."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
@@ -12,6 +14,7 @@ IPNetwork = IPv4Network | IPv6Network
 MAX_DETAIL = 500
 _MAX_SIGHTING = 300
 _MAX_SIGHTINGS = 12
+_NOTED_RECORDS = 5
 
 _IPV4_SUFFIXED = (
     ip_network("64:ff9b::/96"),  # NAT64 (RFC 6052 section 2.1)
@@ -53,8 +56,22 @@ class ValidationTarget:
     key_authorization: str
     account_url: str
     """The `kid` of the account that asks."""
+    account_hash_prefix: str = ""
+    """What its hashed URIs begin with."""
+    thumbprints: tuple[str, ...] = ()
+    """Of the account's key and, for records that outlive it, of those that it had before."""
+    covers_more: bool = False
+    """Whether control of wildcards, or of all names below, is to be shown."""
     sightings: Sightings = field(default_factory=Sightings, compare=False)
     """Where the validator tells what it sees on the way to its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a validation saw that is kept with it, and until when at most it is worth anything."""
+
+    details: Mapping[str, str]
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,8 @@ class ValidationPolicy:
     nameservers: tuple[str, ...] = ()
     """`ip`, `ip:port` or `[ipv6]:port`; empty: the system's resolver."""
     dns_timeout: float = 5.0
+    issuer_domain_names: tuple[str, ...] = ()
+    """What records of dns-persist-01 call this CA, in lower-case A-labels; 10 at most."""
 
     def permits(self, address: IPAddress) -> bool:
         """Whether validation may connect to the address: nothing that it leads to is denied, all is allowed.
@@ -139,8 +158,11 @@ class Validator(Protocol):
         """Whether the challenge can be offered for the identifier."""
         ...
 
-    async def validate(self, target: ValidationTarget) -> ValidationProblem | None:
-        """Try once, within the time of the policy: None where control was shown. Never raises for what peers do."""
+    async def validate(self, target: ValidationTarget) -> ValidationProblem | Evidence | None:
+        """Try once, within the time of the policy: no problem where control was shown, and its evidence if it has any.
+
+        Never raises for what peers do.
+        """
         ...
 
 
@@ -152,6 +174,13 @@ def key_authorization(token: str, thumbprint: str) -> str:
 def problem(kind: str, detail: str, *, retryable: bool) -> ValidationProblem:
     """A problem whose detail is made fit to be shown."""
     return ValidationProblem(kind, shown(detail, MAX_DETAIL), retryable)
+
+
+def note_records(sightings: Sightings, name: str, records: Sequence[str]) -> None:
+    """Tell which TXT records a name has: the first of them, and how many there are."""
+    sightings.note(f"TXT {name}: {len(records)} records")
+    for record in records[:_NOTED_RECORDS]:
+        sightings.note(f"TXT {name}: {record!r}")
 
 
 def shown(text: str, limit: int) -> str:
