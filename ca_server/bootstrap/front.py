@@ -26,7 +26,7 @@ from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import parse_rate
-from ca_server.settings import Home, ListenerSettings, Settings
+from ca_server.settings import AcmeChaosSettings, Home, ListenerSettings, Settings
 from ca_server.store.acme import SqlAcmeStore
 from ca_server.web.application import Registrar, create_application
 from ca_server.web.health import health_routes, metrics_routes
@@ -34,6 +34,7 @@ from ca_server.web.listener import serve_listener
 from ca_server.web.options import WebOptions
 from ca_server.web.tls import ListenerTls
 from protocols.acme.attestation import Roots
+from protocols.acme.chaos import Chaos, ChaosOptions
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
 from protocols.acme.validation import ValidationPolicy
@@ -210,8 +211,25 @@ def _acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOpt
             tenant=settings.server.tenant,
         ),
         limits_help_url=acme.limits.help_url,
+        chaos=_chaos(settings.acme.chaos, welcome),
         # The core has looked at the issuers' certificates; this process has the setting alone.
         unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,
+    )
+
+
+def _chaos(settings: AcmeChaosSettings, welcome: Welcome) -> Chaos | None:
+    if not settings.profiles:
+        return None
+    _log.warning("clients of staging profiles are tried", profiles=settings.profiles)
+    return Chaos(
+        ChaosOptions(
+            profiles=frozenset(settings.profiles),
+            # The core has looked at the issuers' certificates; this process has the setting alone.
+            issuers=frozenset(welcome.staging_issuers),
+            bad_nonces=settings.bad_nonces,
+            validation_delay=settings.validation_delay,
+            authorization_reuse=settings.authorization_reuse,
+        )
     )
 
 

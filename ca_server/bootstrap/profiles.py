@@ -1,5 +1,7 @@
 """Reads the profiles of a home."""
 
+from collections.abc import Mapping
+
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import ConfigurationError
 from ca_server.domain.profiles import Profile, load_profile
@@ -28,6 +30,7 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
                 str(file), "issuer", profile.issuer, "a root issues to nobody but CAs; name an issuing CA"
             )
         profiles[file.stem] = profile
+    _check_chaos(home, settings, profiles)
     default = settings.policy.default_profile
     if default not in profiles:
         known = ", ".join(sorted(profiles))
@@ -49,3 +52,15 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
             "this profile is not for ACME, which a listener serves; name another",
         )
     return profiles
+
+
+def _check_chaos(home: Home, settings: Settings, profiles: Mapping[str, Profile]) -> None:
+    """Clients are tried by profiles of staging issuers alone. ConfigurationError."""
+    for name in settings.acme.chaos.profiles:
+        if name not in profiles:
+            remedy = f"no such file in {home.profiles}; known: {', '.join(sorted(profiles))}"
+        elif not settings.is_staging_issuer(profiles[name].issuer):
+            remedy = f"issuer {profiles[name].issuer!r} of this profile is no staging issuer; leave the profile out"
+        else:
+            continue
+        raise ConfigurationError(str(home.configuration), "acme.chaos.profiles", name, remedy)

@@ -1,7 +1,7 @@
 """The ACME front-end's store in SQL: each method one transaction, the nonce used up in it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -57,7 +57,7 @@ from ca_server.store.database import Along, Database
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
+from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
 from protocols.acme.ports import (
     ANY_VALID,
     Agreement,
@@ -212,9 +212,10 @@ class SqlAcmeStore:
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
         reuse: Reuse | None = ANY_VALID,
+        afresh: Collection[str] = (),
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, reuse),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, reuse, afresh),
             account_id=order.account_id,
             events=events,
             nonce=nonce,
@@ -351,9 +352,11 @@ class SqlAcmeStore:
             locks=[account_lock(work.account_id) for work in works],
         )
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         return await self._write(
-            lambda connection: record_attempt(connection, challenge_id, lessee, error), account_id=account_id
+            lambda connection: record_attempt(connection, challenge_id, lessee, error, attempt), account_id=account_id
         )
 
     async def finish_challenge(
@@ -366,9 +369,10 @@ class SqlAcmeStore:
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
         evidence: bytes | None = None,
+        attempt: Attempt | None = None,
     ) -> bool:
         def finish(connection: Connection) -> bool:
-            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, evidence):
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, evidence, attempt):
                 return False
             count(connection, draws, now)
             return True

@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.acme_accounts import former_thumbprints
+from ca_server.store.acme_attempts import insert_attempt
 from ca_server.store.acme_authorizations import (
     authorization_of,
     authorizations,
@@ -19,7 +20,15 @@ from ca_server.store.acme_authorizations import (
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
 from ca_server.store.statements import Prepared, insert_dialect, is_literally, is_one_of
-from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from protocols.acme.model import (
+    DNS_PERSIST,
+    Attempt,
+    Authorization,
+    AuthorizationStatus,
+    Challenge,
+    ChallengeStatus,
+    sources_of,
+)
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
@@ -250,7 +259,9 @@ def keep_challenges(connection: Connection, lessee: Lessee, challenge_ids: Seque
     return kept
 
 
-def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+def record_attempt(
+    connection: Connection, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None
+) -> bool:
     """Keep what a failed attempt saw, and count the next; the challenge stays in processing."""
     done = connection.execute(
         update(acme_challenges)
@@ -261,7 +272,11 @@ def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, er
         )
         .values(attempts=acme_challenges.c.attempts + 1, error=error, lease_until=lessee.until)
     )
-    return done.rowcount == 1
+    if done.rowcount != 1:
+        return False
+    if attempt is not None:
+        insert_attempt(connection, challenge_id, attempt)
+    return True
 
 
 def finish_challenge(
@@ -273,6 +288,7 @@ def finish_challenge(
     valid_until: datetime,
     tenant: str,
     evidence: bytes | None,
+    attempt: Attempt | None,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
     authorization_id = work.authorization.id
@@ -289,6 +305,8 @@ def finish_challenge(
         done = _FINISH_INVALID.execute(connection, parameters)
     if done.rowcount != 1:
         return False
+    if attempt is not None:
+        insert_attempt(connection, work.challenge.id, attempt)
     if error is None:
         make_valid(connection, authorization_id, now, valid_until)
         make_ready(connection, authorization_id)

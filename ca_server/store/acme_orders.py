@@ -1,7 +1,7 @@
 """ACME orders, inside a transaction."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, and_, bindparam, exists, func, insert, literal_column, or_, select, update
 
 from ca_server.domain.accounts import AccountStatus
+from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
@@ -19,6 +20,7 @@ from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, i
 from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, is_literally, is_one_of
 from ca_server.store.tables import certificates, enrollments, intents
+from ca_server.store.types import AnyRow
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -129,6 +131,7 @@ def insert_order(
     bounds: OpenBounds,
     tenant: str,
     reuse: Reuse | None = ANY_VALID,
+    afresh: Collection[str] = (),
 ) -> Order:
     """Create an order, with valid authorizations of the account reused. RATE_LIMITED, AlreadyReplacedError.
 
@@ -148,7 +151,7 @@ def insert_order(
     expires_at = order.expires_at
     for name, candidate in zip(names, candidates, strict=True):
         found = None if standing is None else standing.of(name)
-        if found is None:
+        if found is None or candidate.id in afresh:
             chosen[candidate.id] = candidate
         else:
             # What the order stands on must not expire before it.
@@ -233,6 +236,11 @@ def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | N
     certificate = None
     if row.csr is not None:
         certificate = issued_for(connection, enrollment_key(row.profile, row.account_id, row.id, tenant))
+    return order_of(row, certificate)
+
+
+def order_of(row: AnyRow, certificate: IssuedCertificate | None) -> Order:
+    """Make the value of a row."""
     return Order(
         id=row.id,
         account_id=row.account_id,

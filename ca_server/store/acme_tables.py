@@ -162,6 +162,20 @@ acme_challenges = Table(
     ),
 )
 
+acme_attempts = Table(
+    "acme_attempts",
+    metadata,
+    Column("challenge_id", String, ForeignKey("acme_challenges.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("front", String, nullable=False),
+    # Lines, a new one after each line feed.
+    Column("seen", String, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("detail", String, nullable=False),
+)
+
 acme_nonces = Table(
     "acme_nonces",
     metadata,

@@ -70,7 +70,9 @@ class Authorizations:
             return found
         thumbprint = exchange.own_account.key_thumbprint
         response = _attestation(exchange.payload) if challenge.type == DEVICE_ATTEST else None
-        begun = await self._validating.begin(challenge, authorization, thumbprint, exchange.nonce, response)
+        begun = await self._validating.begin(
+            challenge, authorization, thumbprint, exchange.nonce, response, is_tried=exchange.is_tried
+        )
         exchange.nonce_used()
         if response is not None:
             await self._validating.settled(challenge_id, _ATTESTATION_PATIENCE)

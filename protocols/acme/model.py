@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -122,6 +122,24 @@ class Challenge:
         """SHA-256 of the key that a device attested, which alone may be certified; empty where there is none."""
         found = {} if self.evidence is None else json.loads(self.evidence)
         return bytes.fromhex(found.get("key_sha256", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a challenge, as it is told to operators: printable, and bounded in size."""
+
+    number: int
+    """From 1 on, within its challenge."""
+    started_at: datetime
+    duration: timedelta
+    front: str
+    """The process that made it, as `node/process/instance`."""
+    seen: tuple[str, ...]
+    """Where it looked and what it found there."""
+    outcome: str
+    """`valid`, or the type of the problem without its URN."""
+    detail: str = ""
+    """What was wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from protocols.acme.chaos import Chaos
 from protocols.acme.limits import NO_LIMITS, Limits
 from protocols.acme.validation import USUAL_CHALLENGES, ValidationPolicy
 
@@ -48,6 +49,8 @@ class AcmeOptions:
     """Pending authorizations that one account asked for by themselves."""
     max_jws: int = MAX_JWS
     limits: Limits = NO_LIMITS
+    chaos: Chaos | None = None
+    """What tries the clients of staging profiles; None: nothing."""
     limits_help_url: str = ""
     """Where clients that are refused for a limit read more; empty: nowhere."""
     unsafe_skip_validation: bool = False

@@ -112,9 +112,11 @@ class Orders:
         )
         draws = self._options.limits.new_order(order)
         bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names, draws)
+        chaos = self._options.chaos
+        afresh = chaos.afresh(candidates) if chaos is not None and chaos.applies(profile) else frozenset()
         try:
             created = await self._store.create_order(
-                order, candidates, bounds, [event], exchange.nonce, self._reuse(profile, exchange.now)
+                order, candidates, bounds, [event], exchange.nonce, self._reuse(profile, exchange.now), afresh
             )
         except AlreadyReplacedError:
             detail = "another order replaces that certificate"
@@ -330,14 +332,14 @@ class Orders:
             check_key(csr.public_key, profile, blocked=await self._store.spki_blocked(csr.spki_sha256))
         except CaError as error:
             deny = Deny(error.rule or error.kind.value, error.detail)
-            await self._record_refusal(exchange, profile.name, names, deny)
+            await self._record_refusal(exchange, profile.name, names, deny, order.id)
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
         if not isinstance(decision, Deny) and any(name.is_device for name in names):
             decision = await self._wrong_key(exchange, order, csr) or decision
         if isinstance(decision, Deny):
-            await self._record_refusal(exchange, profile.name, names, decision)
+            await self._record_refusal(exchange, profile.name, names, decision, order.id)
             raise refusal((decision,))
 
     async def _wrong_key(self, exchange: Exchange, order: Order, csr: ParsedCsr) -> Deny | None:
@@ -352,11 +354,17 @@ class Orders:
             raise CaError(ErrorKind.BAD_CSR, "the CSR has the account's key; make another", rule="csr.account_key")
 
     async def _record_refusal(
-        self, exchange: Exchange, profile: str, names: Sequence[Identifier], denial: Deny
+        self,
+        exchange: Exchange,
+        profile: str,
+        names: Sequence[Identifier],
+        denial: Deny,
+        order_id: str | None = None,
     ) -> None:
         event = exchange.event(
             EventType.ISSUANCE_REFUSED,
             Outcome.DENIED,
+            object=None if order_id is None else f"acme-order:{order_id}",
             profile=profile,
             names=tuple(str(name) for name in names),
             reason=denial.detail,

@@ -7,7 +7,7 @@ was one; RATE_LIMITED with the rule of the limit, and nothing done or taken, whe
 owner's of what is changed: what is done for one account is done by one process after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -19,7 +19,7 @@ from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
 from ca_server.domain.rates import Draw
-from protocols.acme.model import Authorization, Challenge, Order
+from protocols.acme.model import Attempt, Authorization, Challenge, Order
 
 
 class NonceReplayedError(Exception):
@@ -188,10 +188,13 @@ class AcmeStore(Protocol):
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
         reuse: Reuse | None = ANY_VALID,
+        afresh: Collection[str] = (),
     ) -> Order:
         """Create an order. For each identifier a valid authorization of the account is reused, or its candidate made.
 
         A candidate may be that of several identifiers. `reuse` None: none is reused.
+
+        Those whose ids are in `afresh` are created in any case.
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
         where the account's unfinished ones are at the bounds. AlreadyReplacedError where another order replaces the
@@ -270,7 +273,9 @@ class AcmeStore(Protocol):
     async def keep_challenges(self, lessee: Lessee, works: Sequence[Work]) -> frozenset[str]:
         """Prolong leases; returns the ids whose lease the holder still has."""
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         """Keep what a failed attempt saw, count the next and prolong the lease; false where the lease was lost."""
 
     async def finish_challenge(
@@ -283,10 +288,12 @@ class AcmeStore(Protocol):
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
         evidence: bytes | None = None,
+        attempt: Attempt | None = None,
     ) -> bool:
         """Settle a challenge, its authorization, and the orders that waited for it: in one transaction.
 
-        `draws` count a failure; they refuse nothing here. `evidence` is kept with the challenge.
+        `draws` count a failure; they refuse nothing here. `evidence` is kept with the challenge, and so is `attempt`:
+        the last one, where there was any.
 
         Without error the authorization is valid until `valid_until`, and orders all of whose authorizations are
         valid become ready; with one the authorization becomes invalid, and orders without a certificate fail with

@@ -3,6 +3,7 @@
 from protocols.acme.validation.device_attest_01 import BAD_ATTESTATION
 from protocols.acme.validation.model import (
     Evidence,
+    Sightings,
     ValidationPolicy,
     ValidationProblem,
     ValidationTarget,
@@ -18,6 +19,7 @@ __all__ = [
     "DnsFailure",
     "Evidence",
     "Resolver",
+    "Sightings",
     "ValidationPolicy",
     "ValidationProblem",
     "ValidationTarget",

@@ -1,6 +1,6 @@
 """What validators take and give, and the policy that bounds what they may do to the network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -13,6 +13,9 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
 MAX_DETAIL = 500
+_MAX_SIGHTING = 300
+_MAX_SIGHTINGS = 12
+_NOTED_RECORDS = 5
 
 _IPV4_SUFFIXED = (
     ip_network("64:ff9b::/96"),  # NAT64 (RFC 6052 section 2.1)
@@ -21,6 +24,28 @@ _IPV4_SUFFIXED = (
 )
 _LAST_COMPATIBLE = 0xFFFF_FFFF
 """The last IPv4-compatible address (RFC 4291 section 2.5.5.1), as a number; `::` and `::1` are none of them."""
+
+
+class Sightings:
+    """Where one attempt looked and what it found there, for operators; owned by the task that makes the attempt.
+
+    Peers choose much of it, so that each line is cut and made printable, and only the first lines are kept.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        """Keep a line: an address with its port, or a DNS record with its content."""
+        if len(self._lines) < _MAX_SIGHTINGS:
+            self._lines.append(shown(line, _MAX_SIGHTING))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was noted, in order: at most 12 lines of 300 characters."""
+        return tuple(self._lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +65,8 @@ class ValidationTarget:
     """Whether control of wildcards, or of all names below, is to be shown."""
     response: bytes = b""
     """What the client sent to be looked at; empty for challenges that look elsewhere."""
+    sightings: Sightings = field(default_factory=Sightings, compare=False)
+    """Where the validator tells what it sees on the way to its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +179,13 @@ def key_authorization(token: str, thumbprint: str) -> str:
 def problem(kind: str, detail: str, *, retryable: bool) -> ValidationProblem:
     """A problem whose detail is made fit to be shown."""
     return ValidationProblem(kind, shown(detail, MAX_DETAIL), retryable)
+
+
+def note_records(sightings: Sightings, name: str, records: Sequence[str]) -> None:
+    """Tell which TXT records a name has: the first of them, and how many there are."""
+    sightings.note(f"TXT {name}: {len(records)} records")
+    for record in records[:_NOTED_RECORDS]:
+        sightings.note(f"TXT {name}: {record!r}")
 
 
 def shown(text: str, limit: int) -> str:
