@@ -1,6 +1,7 @@
 """Challenge validation (RFC 8555 section 8): one file per type, one registry."""
 
 from protocols.acme.validation.model import (
+    Dnssec,
     ValidationPolicy,
     ValidationProblem,
     ValidationTarget,
@@ -12,6 +13,7 @@ from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 __all__ = [
     "DnsFailure",
+    "Dnssec",
     "Resolver",
     "ValidationPolicy",
     "ValidationProblem",

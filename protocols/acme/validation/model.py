@@ -1,6 +1,7 @@
 """What validators take and give, and the policy that bounds what they may do to the network."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
@@ -18,6 +19,17 @@ _IPV4_SUFFIXED = (
 )
 _LAST_COMPATIBLE = 0xFFFF_FFFF
 """The last IPv4-compatible address (RFC 4291 section 2.5.5.1), as a number; `::` and `::1` are none of them."""
+
+
+class Dnssec(StrEnum):
+    """What the nameserver's word is worth that it authenticated an answer (the AD bit, RFC 4035 section 3.2.3)."""
+
+    OFF = "off"
+    """It is not asked for."""
+    OPPORTUNISTIC = "opportunistic"
+    """Asked for with CAA records, and put on record."""
+    REQUIRE = "require"
+    """Asked for with every lookup; an answer without it is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,7 @@ class ValidationPolicy:
     nameservers: tuple[str, ...] = ()
     """`ip`, `ip:port` or `[ipv6]:port`; empty: the system's resolver."""
     dns_timeout: float = 5.0
+    dnssec: Dnssec = Dnssec.OPPORTUNISTIC
 
     def permits(self, address: IPAddress) -> bool:
         """Whether validation may connect to the address: nothing that it leads to is denied, all is allowed.

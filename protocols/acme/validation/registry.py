@@ -19,6 +19,6 @@ _VALIDATORS: tuple[Callable[[ValidationPolicy, Resolver], Validator], ...] = (
 
 def validators(policy: ValidationPolicy) -> dict[str, Validator]:
     """The validators by challenge type. Raises ValueError for a nameserver in the policy that is no address."""
-    resolver = Resolver(policy.nameservers, policy.dns_timeout)
+    resolver = Resolver(policy.nameservers, policy.dns_timeout, policy.dnssec)
     made = [factory(policy, resolver) for factory in _VALIDATORS]
     return {validator.type: validator for validator in made}
