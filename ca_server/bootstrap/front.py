@@ -34,7 +34,7 @@ from ca_server.web.options import WebOptions
 from ca_server.web.tls import ListenerTls
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
-from protocols.acme.validation import ValidationPolicy
+from protocols.acme.validation import Dnssec, ValidationPolicy
 from protocols.acme.views import AcmeFrontEnd
 from protocols.log.views import LogFrontEnd
 from protocols.status.views import StatusFrontEnd
@@ -148,6 +148,7 @@ async def _front_ends(
             nonce_key=welcome.nonce_key,
             observe_validation=metrics.validation,
             observe_limit=metrics.acme_limit,
+            observe_caa=metrics.acme_caa,
         )
         await acme.start()
         stack.push_async_callback(acme.stop)
@@ -168,6 +169,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
             timeout=acme.validation_timeout,
             nameservers=settings.dns.nameservers,
             dns_timeout=settings.dns.timeout,
+            dnssec=Dnssec(settings.dns.dnssec),
         ),
         default_profile=settings.policy.default_profile,
         tenant=settings.server.tenant,
@@ -176,6 +178,7 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         terms_of_service=acme.terms_of_service,
         website=acme.website,
         caa_identities=acme.caa_identities,
+        caa_max_age=timedelta(seconds=acme.caa_max_age),
         order_lifetime=timedelta(seconds=acme.order_lifetime),
         authorization_lifetime=timedelta(seconds=acme.authorization_lifetime),
         nonce_lifetime=timedelta(seconds=acme.nonce_lifetime),
