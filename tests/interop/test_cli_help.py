@@ -62,43 +62,6 @@ def server(ca_server_command: Path, open_folder: Callable[[str], Path]) -> Itera
     assert server.stop() == 0, server.log_tail()
 
 
-def test_all_commands_are_there() -> None:
-    assert {name.removeprefix("ca-server ") for name in LEAVES} == {
-        "init",
-        "serve",
-        "doctor",
-        "issuer list",
-        "issuer show",
-        "issuer export",
-        "cert list",
-        "cert show",
-        "cert export",
-        "cert revoke",
-        "cert release",
-        "crl publish",
-        "crl show",
-        "eab create",
-        "eab list",
-        "eab disable",
-        "incident create",
-        "incident end",
-        "incident list",
-        "key block",
-        "key unblock",
-        "key list",
-        "audit verify",
-        "audit tail",
-        "audit export",
-        "audit proof",
-        "audit verify-proof",
-        "audit accept-anchor",
-        "config check",
-        "db roles",
-        "db migrate",
-        "systemd-unit",
-    }
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_and_option_has_a_text(name: str) -> None:
     command = COMMANDS[name]
