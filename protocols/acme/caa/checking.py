@@ -28,9 +28,10 @@ from protocols.acme.validation.model import MAX_DETAIL, shown
 from protocols.acme.validation.resolver import DnsFailure
 
 CHECKS_AT_ONCE = 32
-CHECK_SECONDS = 20.0
+CHECK_SECONDS = 15.0
 """For all lookups of one check."""
-_TURN_SECONDS = 20.0
+_TURN_SECONDS = 10.0
+"""With the lookups, and the core's answer, within the lease of an order."""
 _MAX_FOUND = 20_000
 """Characters of what was found, in an event."""
 _REMEMBERED = 10_000

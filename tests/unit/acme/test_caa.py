@@ -258,7 +258,9 @@ async def test_names_of_one_check_share_what_is_above_them() -> None:
     assert 1 < zone.most_at_once <= 8
 
 
-@pytest.mark.parametrize(("signed", "authenticated"), [({"a.test", "test"}, True), ({"a.test"}, False), (set(), False)])
+@pytest.mark.parametrize(
+    ("signed", "authenticated"), [({"a.test", "test"}, True), ({"a.test"}, False), ({"test"}, False)]
+)
 async def test_authenticated_is_what_all_answers_are(signed: set[str], authenticated: bool) -> None:
     zone = Zone()
     zone.signed = signed
