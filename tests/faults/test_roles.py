@@ -102,8 +102,11 @@ def separated(
     open_folder: Callable[[str], Path],
 ) -> Iterator[Separated]:
     folder = open_folder("roles")
-    more = ("listeners.http.serves=status,health,metrics,log", "processes.fronts=2", "acme.caa_identities=ca.test")
-    server = Server(ca_server_command, folder, (*surroundings.settings, *more))
+    listeners = ("listeners.http.serves=status,health,metrics,log", "processes.fronts=2")
+    server = Server(ca_server_command, folder, (*surroundings.settings, *listeners))
+    # What `doctor` is to see too.
+    server.environment["CA_SERVER__DNS__NAMESERVERS"] = surroundings.dns.address
+    server.environment["CA_SERVER__ACME__CAA_IDENTITIES"] = "ca.test"
     for key, user, role in (
         ("URL", "ca-server-core", CORE),
         ("FRONT_URL", "ca-server-front", FRONT),
@@ -117,7 +120,8 @@ def separated(
     run_apart(administer(postgres.url("ca"), *(line.removesuffix(";") for line in printed.splitlines()), *passwords))
     server.init()
     profile = server.home / "profiles" / "default.toml"
-    profile.write_text('caa = "enforce"\n' + profile.read_text())
+    text = profile.read_text().replace('["test", "internal", "home.arpa", "localhost"]', '["test"]')
+    profile.write_text('caa = "enforce"\n' + text)
     server.start()
     yield Separated(server, postgres)
     if server.process is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ca_server.bootstrap.checkup.network import caa
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.cli.app import app
 from ca_server.configuration import load_settings
@@ -112,3 +113,35 @@ def test_a_profile_that_asks_for_caa_needs_the_names_of_this_ca(home: Path) -> N
     assert line.startswith(f"{home / 'profiles' / 'short.toml'}: caa = 'enforce': acme.caa_identities in {home}")
     settings = load_settings(place.configuration, ("acme.caa_identities=ca.test",), {})
     assert load_profiles(place, settings)["short"].caa.value == "enforce"
+
+
+@pytest.mark.parametrize(
+    ("mode", "rcode", "verdict", "told"),
+    [
+        ("off", 0, None, ""),
+        ("log", 0, "good", "one.test: 1 records at test, not authenticated (DNSSEC)"),
+        ("log", 5, "warning", "REFUSED"),
+        ("enforce", 5, "bad", "let dns.nameservers be resolvers that answer for every name"),
+    ],
+)
+async def test_doctor_looks_whether_the_nameserver_answers(
+    home: Path, nameserver: Any, mode: str, rcode: int, verdict: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An authority for zones inside refuses other names, and so every order of a profile that enforces CAA."""
+    monkeypatch.setattr("protocols.acme.caa.climbing._PAUSE", 0)
+    nameserver.records = {("test", "CAA"): ["0 issue ca.test"]}
+    nameserver.rcodes = {"test": rcode} if rcode else {}
+    short = home / "profiles" / "short.toml"
+    suffixes = '["test", "internal", "home.arpa", "localhost"]'
+    assert suffixes in short.read_text()
+    short.write_text(short.read_text().replace("enforce", mode).replace(suffixes, '["one.test"]'))
+    settings = ("acme.caa_identities=ca.test", f"dns.nameservers={nameserver.address}")
+    checks = [check async for check in caa(Home(home), load_settings(Home(home).configuration, settings, {}))]
+    assert [check.verdict.value for check in checks] == ([] if verdict is None else [verdict])
+    assert all(told in check.found for check in checks)
+
+
+async def test_doctor_tells_of_profiles_that_are_wrong(home: Path) -> None:
+    (check,) = [check async for check in caa(Home(home), load_settings(Home(home).configuration, (), {}))]
+    assert (check.name, check.verdict.value) == ("profiles", "bad")
+    assert "acme.caa_identities" in check.found
