@@ -359,14 +359,22 @@ async def test_an_order_is_not_given_up_for_caa_while_the_core_is_at_work_on_it(
 
 async def test_names_that_answer_slowly_hold_up_their_own_order_alone(world, csr):
     client, other = await world.client(), await world.client()
-    network = replace(world.options.validation, dns_timeout=1.0)
-    await world.serve(replace(world.options, validation=network, finalize_wait=0.0))
+    await world.serve(replace(world.options, finalize_wait=0.0))
+    checks, answering = world.front._issuing._caa, asyncio.Event()
+    resolver = checks._source
+
+    class Slow:
+        async def caa(self, name):
+            if name == "slow.test":
+                await answering.wait()
+            return await resolver.caa(name)
+
+    checks._source = Slow()
     world.resolve("slow.test")
-    world.dns.silent.add(("slow.test", "CAA"))
     order = await client.ready("slow.test")
     answer = await client.finalize(order, csr("slow.test"))
     assert answer.json["status"] == "processing"
     assert (await finalized(world, other, csr, "a.test"))["status"] == "valid"
     assert (await client.post(order.headers["Location"])).json["status"] == "processing"
-    world.dns.silent.clear()
+    answering.set()
     assert (await client.poll(order.headers["Location"], "processing"))["status"] == "valid"

@@ -293,12 +293,12 @@ async def test_queries_are_bounded() -> None:
 
 
 async def test_time_is_bounded_and_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(checking, "CHECK_SECONDS", 0.5)
     zone = Zone()
     zone.hanging = {"a.test"}
     found = await look_up(zone, ["a.test", "b.test"])
     assert isinstance(found["a.test"], DnsFailure)
-    assert "no answer within 0.05 s" in found["a.test"].detail
+    assert "no answer within 0.5 s" in found["a.test"].detail
     assert isinstance(found["b.test"], CaaLookup)
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("caa ")]
 
