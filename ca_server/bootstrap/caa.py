@@ -67,9 +67,8 @@ async def caa_report(
         applicant = Applicant(identities, account, method)
         return evaluate(found, wildcard=name.is_wildcard, applicant=applicant)
 
-    methods = [
-        kind for kind, each in validators(ValidationPolicy()).items() if each.applies(name.base, name.is_wildcard)
-    ]
+    offered = validators(ValidationPolicy(issuer_domain_names=identities), settings.acme.challenges)
+    methods = [kind for kind, each in offered.items() if each.applies(name.base, name.is_wildcard)]
     verdicts = [(method, verdict_on(method)) for method in methods]
     tag = "issuewild" if name.is_wildcard else "issue"
     parameters = (("accounturi", account),) if account else ()

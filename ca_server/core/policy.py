@@ -163,6 +163,12 @@ def _kind(denial: Deny) -> ErrorKind:
 
 def _identifier(profile: Profile, identifier: Identifier) -> Deny | None:
     rules = profile.names
+    if f".{identifier.value}".endswith(".onion") and identifier.type is IdentifierType.DNS:
+        detail = (
+            f"{identifier.value!r}: names below .onion (RFC 7686) are not in the DNS, and this server has none of the "
+            "means by which control of them is shown (RFC 9799)"
+        )
+        return Deny("names.onion", detail, identifier)
     if identifier.is_wildcard and not rules.allow_wildcard:
         detail = f"{identifier.value!r}: profile {profile.name!r} allows no wildcards"
         return Deny("names.wildcard", detail, identifier)

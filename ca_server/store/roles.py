@@ -51,6 +51,7 @@ RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     audit_tables.audit_leaves: (_ADD, _READ),
     audit_tables.audit_checkpoints: (_ADD, _READ),
     acme_tables.acme_accounts: (_ADD, _KEEP),
+    acme_tables.acme_former_keys: (_READ, _ADD),
     acme_tables.acme_orders: (_READ, _ALL),
     acme_tables.acme_authorizations: (_READ, _ALL),
     acme_tables.acme_order_links: (_READ, _ALL),

@@ -22,7 +22,7 @@ from protocols.acme.certid import CertIdError
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
 from protocols.acme.jwk import JwsError
-from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
+from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import ContactError, PayloadError
 from protocols.acme.options import MAX_JWS, AcmeOptions
@@ -33,7 +33,7 @@ from protocols.acme.refusals import Refusals
 from protocols.acme.rendering import response as problem_response
 from protocols.acme.renewal import Renewals
 from protocols.acme.revocation import Revocations
-from protocols.acme.urls import ID, Urls, is_id
+from protocols.acme.urls import CHALLENGE_ID, ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
 from protocols.acme.validation import Resolver, validators
 from protocols.acme.watch import CoreWatch
@@ -76,7 +76,7 @@ class AcmeFrontEnd:
         observe_caa: ObserveCaa = lambda _mode, _outcome: None,
     ) -> None:
         holder = events.process
-        checks = validators(options.validation)
+        checks = validators(options.validation, options.challenges)
         network = options.validation
         resolver = Resolver(network.nameservers, network.dns_timeout, network.dnssec)
         caa = CaaChecks(options, store, profiles, resolver, events, observe_caa)
@@ -96,7 +96,9 @@ class AcmeFrontEnd:
         self._accounts = Accounts(options, store, core, self._urls)
         self._renewals = Renewals(options, store)
         self._orders = Orders(options, store, profiles, checks, self._issuing, self._renewals, self._urls)
-        self._authorizations = Authorizations(store, self._validating, self._urls)
+        self._authorizations = Authorizations(
+            store, self._validating, self._urls, options.validation.issuer_domain_names
+        )
         self._revocations = Revocations(store, core)
         self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
@@ -191,7 +193,7 @@ class AcmeFrontEnd:
         add("POST", f"/acme/order/{which}", self._signed(self._order))
         add("POST", f"/acme/order/{which}/finalize", self._signed(self._finalize))
         add("POST", f"/acme/authorization/{which}", self._signed(self._authorization))
-        add("POST", f"/acme/challenge/{which}", self._signed(self._challenge))
+        add("POST", f"/acme/challenge/{{id:{CHALLENGE_ID}}}", self._signed(self._challenge))
         add("POST", f"/acme/certificate/{which}", self._signed(self._certificate))
         add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
 
@@ -289,6 +291,9 @@ class AcmeFrontEnd:
             meta["caaIdentities"] = list(self._options.caa_identities)
         if self._options.require_eab:
             meta["externalAccountRequired"] = True
+        if DNS_PERSIST in self._options.challenges:
+            meta["issuerDomainNames"] = list(self._options.validation.issuer_domain_names)
+            meta["accountHashPrefix"] = self._urls.account_hash_prefix()
         directory = {
             "newNonce": self._urls.entry("new-nonce", profile),
             "newAccount": self._urls.entry("new-account", profile),

@@ -2,18 +2,21 @@
 
 from protocols.acme.validation.model import (
     Dnssec,
+    Evidence,
     ValidationPolicy,
     ValidationProblem,
     ValidationTarget,
     Validator,
     key_authorization,
 )
-from protocols.acme.validation.registry import validators
+from protocols.acme.validation.registry import USUAL_CHALLENGES, validators
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 __all__ = [
+    "USUAL_CHALLENGES",
     "DnsFailure",
     "Dnssec",
+    "Evidence",
     "Resolver",
     "ValidationPolicy",
     "ValidationProblem",
