@@ -32,7 +32,7 @@ from ca_server.core.profiles import ProfileBook
 from ca_server.core.responders import Responders
 from ca_server.core.revocation import Revocation
 from ca_server.core.service import AdminService, CoreService, WriteGate
-from ca_server.core.staging import check_staging
+from ca_server.core.staging import check_staging, staging_names
 from ca_server.domain.audit import Checkpoint, EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Fence
@@ -285,7 +285,7 @@ class CoreRuntime:
                 self.settings.server.tenant,
                 f"the issuers of this database belong to {', '.join(sorted(tenants))}; put that back",
             )
-        check_staging(stored, staging=self.settings.server.staging, where=str(self.home.configuration))
+        check_staging(stored, self.settings.is_staging_issuer, str(self.home.configuration))
         await self.issuers.load()
         self.ocsp.index()
 
@@ -324,7 +324,13 @@ class CoreRuntime:
     def front_port(self) -> CoreService:
         """The port for fronts."""
         return CoreService(
-            welcome=Welcome(self.fence.node, self._nonce_key, self.settings.hash, staging=self.settings.server.staging),
+            welcome=Welcome(
+                self.fence.node,
+                self._nonce_key,
+                self.settings.hash,
+                staging=self.settings.server.staging,
+                staging_issuers=staging_names(each.issuer for each in self.issuers.all()),
+            ),
             issuance=self.issuance,
             revocation=self.revocation,
             responder=self.ocsp,

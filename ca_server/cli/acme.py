@@ -1,4 +1,4 @@
-"""`ca-server acme`: what the ACME front-end holds its clients to."""
+"""`ca-server acme`: the clients of the ACME front-end, what they asked for, and what they are held to."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -8,13 +8,16 @@ import typer
 from ca_server.bootstrap.caa import CaaReport, account_url, caa_report, system_resolver
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.stores import open_stores
+from ca_server.cli import acme_account, acme_order
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, one_of, open_settings, run
 from ca_server.cli.output import print_fields, print_json, print_table
 from ca_server.domain.names import InvalidNameError, dns_identifier
 from ca_server.store.acme_limits import StandingLimit
 from protocols.acme.urls import is_id
 
-app = typer.Typer(help="Show what ACME clients are held to.", no_args_is_help=True)
+app = typer.Typer(help="Look at ACME accounts and orders, and at what they are held to.", no_args_is_help=True)
+app.add_typer(acme_order.app, name="order")
+app.add_typer(acme_account.app, name="account")
 
 
 @app.command("limits")

@@ -1,7 +1,7 @@
 """The ACME front-end's store in SQL: each method one transaction, the nonce used up in it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -59,8 +59,19 @@ from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.caa.evaluation import CaaLookup
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
+from protocols.acme.ports import (
+    ANY_VALID,
+    Agreement,
+    ChallengeWork,
+    KeyHolder,
+    Lessee,
+    NonceUse,
+    OpenBounds,
+    OrderWork,
+    Reuse,
+    Work,
+)
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -202,9 +213,11 @@ class SqlAcmeStore:
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
+        afresh: Collection[str] = (),
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, reuse, afresh),
             account_id=order.account_id,
             events=events,
             nonce=nonce,
@@ -279,10 +292,15 @@ class SqlAcmeStore:
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
-            found, created = preauthorize(connection, candidate, max_open)
+            found, created = preauthorize(connection, candidate, max_open, reuse)
             if created:
                 insert_events(connection, events)
             return found
@@ -326,9 +344,10 @@ class SqlAcmeStore:
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         def work(connection: Connection) -> bool:
-            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing):
+            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing, response):
                 return False
             draw(connection, draws, lessee.now)
             return True
@@ -348,9 +367,11 @@ class SqlAcmeStore:
             locks=[account_lock(work.account_id) for work in works],
         )
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         return await self._write(
-            lambda connection: record_attempt(connection, challenge_id, lessee, error), account_id=account_id
+            lambda connection: record_attempt(connection, challenge_id, lessee, error, attempt), account_id=account_id
         )
 
     async def finish_challenge(
@@ -362,9 +383,11 @@ class SqlAcmeStore:
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
+        attempt: Attempt | None = None,
     ) -> bool:
         def finish(connection: Connection) -> bool:
-            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant):
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, evidence, attempt):
                 return False
             count(connection, draws, now)
             return True
@@ -372,16 +395,16 @@ class SqlAcmeStore:
         account_id = work.authorization.account_id
         return await self._write(finish, account_id=account_id, events=events, draws=draws)
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
         table = acme_authorizations
-        query = select(table.c.type, table.c.value, table.c.wildcard).where(
+        query = select(table.c.type, table.c.value, table.c.wildcard, table.c.subdomains).where(
             table.c.account_id == account_id,
             table.c.status == AuthorizationStatus.VALID.value,
             table.c.expires_at > now,
         )
         return await self._database.read(
             lambda connection: frozenset(
-                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
+                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard), bool(row.subdomains))
                 for row in connection.execute(query)
             )
         )

@@ -106,6 +106,9 @@ acme_authorizations = Table(
     # once its validation begins. NULL in authorizations made before 0009, whose challenges all have rows.
     Column("token", String),
     Column("offered", String),
+    Column("validated_at", UtcTime),
+    # For all names below, too (RFC 9444).
+    Column("subdomains", Boolean, nullable=False, server_default=false()),
     Index("ix_acme_authorizations_name", "account_id", "value", "status", "expires_at"),
     Index(
         "ix_acme_authorizations_preauthorized_open",
@@ -146,6 +149,9 @@ acme_challenges = Table(
     Column("lease_holder", String),
     Column("lease_until", UtcTime),
     Column("error", LargeBinary),
+    # What the client sent to be looked at, until the challenge is settled; what that showed.
+    Column("response", LargeBinary),
+    Column("evidence", LargeBinary),
     Index("ix_acme_challenges_authorization_id", "authorization_id"),
     Index(
         "ix_acme_challenges_processing",
@@ -154,6 +160,20 @@ acme_challenges = Table(
         sqlite_where=text("status = 'processing'"),
         postgresql_where=text("status = 'processing'"),
     ),
+)
+
+acme_attempts = Table(
+    "acme_attempts",
+    metadata,
+    Column("challenge_id", String, ForeignKey("acme_challenges.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("front", String, nullable=False),
+    # Lines, a new one after each line feed.
+    Column("seen", String, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("detail", String, nullable=False),
 )
 
 acme_nonces = Table(

@@ -15,6 +15,7 @@ from ca_server.domain.enrollment import Protocol, Requester
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
 from ca_server.web.middleware import request_id
 from ca_server.web.throttle import LogThrottle
+from protocols.acme.chaos import DoomedNonceError, is_tried
 from protocols.acme.jwk import Jwk, JwsError, account_key
 from protocols.acme.jws import Jws, parse_jws, verify_jws
 from protocols.acme.nonces import BadNonceError, NonceBook
@@ -47,6 +48,8 @@ class Exchange:
     now: datetime
     events: EventFactory
     _nonce: NonceUse | None
+    is_tried: bool = False
+    """Whether the client is one that a staging profile tries."""
 
     @property
     def nonce(self) -> NonceUse | None:
@@ -123,7 +126,7 @@ class Doorkeeper:
         nonce = None
         try:
             jws = await self._read(request)
-            nonce = NonceUse(jws.nonce or "", self._nonces.check(jws.nonce or ""))
+            nonce = NonceUse(jws.nonce or "", self._check_nonce(request, jws.nonce or ""))
             account, key = await self._signer(jws, by_key=by_key)
             verify_jws(jws, key)
         except (JwsError, CaError, ProblemError, BadNonceError) as error:
@@ -140,7 +143,15 @@ class Doorkeeper:
             now=datetime.now(UTC),
             events=self._events,
             _nonce=nonce,
+            is_tried=is_tried(request),
         )
+
+    def _check_nonce(self, request: web.Request, text: str) -> datetime:
+        """When the nonce expires. DoomedNonceError for one that is to be refused, where clients are tried."""
+        expires_at = self._nonces.check(text)
+        if self._options.chaos is not None:
+            self._options.chaos.admit(request, self._nonces.flavour_of(text))
+        return expires_at
 
     async def _read(self, request: web.Request) -> Jws:
         if request.content_type != JOSE:
@@ -157,7 +168,7 @@ class Doorkeeper:
 
     async def _note(self, request: web.Request, profile: str, nonce: NonceUse | None, error: _Refusal) -> None:
         """Record or count a request that is not let in: who it claims to be is not known. NonceReplayedError."""
-        if isinstance(error, CaError) and error.kind in RETRYABLE_KINDS:
+        if isinstance(error, DoomedNonceError) or (isinstance(error, CaError) and error.kind in RETRYABLE_KINDS):
             return
         problem = problem_of(error)
         told = self._throttle.admit(problem.type)

@@ -215,11 +215,15 @@ class AcmeFrontEnd:
     def _completed(self, request: web.Request, answer: T) -> T:
         """Put on what every answer carries."""
         if request.method == "POST":
-            answer.headers["Replay-Nonce"] = self._nonces.issue()
+            answer.headers["Replay-Nonce"] = self._new_nonce_for(request)
             answer.headers.setdefault("Cache-Control", "no-store")
         profile = self._known_profile(request) or self._options.default_profile
         answer.headers.add("Link", f'<{self._urls.directory(profile)}>;rel="index"')
         return answer
+
+    def _new_nonce_for(self, request: web.Request) -> str:
+        chaos = self._options.chaos
+        return self._nonces.issue() if chaos is None else self._nonces.issue(chaos.next_flavour(request))
 
     def _refusal(self, request: web.Request, status: int, detail: str, retry_after: int | None) -> web.Response:
         """How the listener's limits say no on ACME's URLs."""
@@ -275,6 +279,8 @@ class AcmeFrontEnd:
         name = self._known_profile(request)
         if name is None:
             raise ProblemError(Problem(ErrorType.MALFORMED, "there is no such profile", status=404))
+        if self._options.chaos is not None:
+            self._options.chaos.enter(request, self._profiles.get(name))
         return name
 
     # --- Unsigned -------------------------------------------------------------------------------------------------
@@ -294,6 +300,8 @@ class AcmeFrontEnd:
         if DNS_PERSIST in self._options.challenges:
             meta["issuerDomainNames"] = list(self._options.validation.issuer_domain_names)
             meta["accountHashPrefix"] = self._urls.account_hash_prefix()
+        if self._orders.authorizes_subdomains(profile):
+            meta["subdomainAuthAllowed"] = True
         directory = {
             "newNonce": self._urls.entry("new-nonce", profile),
             "newAccount": self._urls.entry("new-account", profile),
@@ -304,6 +312,8 @@ class AcmeFrontEnd:
             "renewalInfo": self._urls.renewal_info(),
             "meta": meta,
         }
+        if not self._options.authorization_reuse_lifetime:
+            del directory["newAuthz"]
         return _json(directory, headers={"Cache-Control": "public, max-age=60"})
 
     async def _new_nonce(self, request: web.Request) -> web.Response:
@@ -311,7 +321,7 @@ class AcmeFrontEnd:
         self._profile(request)
         return web.Response(
             status=200 if request.method == "HEAD" else 204,
-            headers={"Replay-Nonce": self._nonces.issue(), "Cache-Control": "no-store"},
+            headers={"Replay-Nonce": self._new_nonce_for(request), "Cache-Control": "no-store"},
         )
 
     async def _renewal_info(self, request: web.Request) -> web.Response:

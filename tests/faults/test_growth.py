@@ -19,6 +19,7 @@ from protocols.acme.certid import certid_of
 GROWING = frozenset(
     {
         "acme_accounts",
+        "acme_attempts",
         "acme_authorizations",
         "acme_caa",
         "acme_challenges",

@@ -545,6 +545,40 @@ def test_acme_limits(server: Server) -> None:
     assert listed[1]["key"] in server.cli("acme", "limits").stdout
 
 
+@BOTH_WAYS
+def test_acme_order_show(server: Server) -> None:
+    """From a name to the order, and from the order to what each attempt saw, the certificate and the log."""
+    name = "three.cli.test"
+    (listed,) = told(server, "acme", "order", "list", "--name", name)
+    assert (listed["status"], listed["names"]) == ("valid", [f"dns:{name}"])
+    shown = told(server, "acme", "order", "show", listed["id"])
+    assert shown["certificate"]["serial"] == serial_of(server, name)
+    (authorization,) = shown["authorizations"]
+    attempts = [attempt for challenge in authorization["challenges"] for attempt in challenge["attempts"]]
+    assert [attempt["outcome"] for attempt in attempts] == ["valid"]
+    assert attempts[0]["seen"]
+    found = {event["type"]: event for event in shown["events"]}
+    assert {"order.created", "challenge.validated", "issuance.reserved", "issuance.stored"} <= set(found)
+    assert found["issuance.stored"]["serial"] == shown["certificate"]["serial"]
+    leaves = [event["leaf"] for event in shown["events"]]
+    assert None not in leaves
+    assert found["order.created"]["request_id"] == shown["request_id"]
+    table = server.cli("acme", "order", "show", listed["id"]).stdout
+    for text in (shown["account"]["key_thumbprint"], attempts[0]["seen"][0], shown["certificate"]["serial"]):
+        assert text in table
+    account = told(server, "acme", "account", "show", listed["account"])
+    assert account["orders"] == len(NAMES)
+    assert account["id"] in [each["id"] for each in told(server, "acme", "account", "list")]
+
+
+def test_acme_order_mistakes(server: Server) -> None:
+    assert "there is no order 'none'" in refusal(server, "acme", "order", "show", "none", code=1)
+    assert "there is no account 'none'" in refusal(server, "acme", "account", "show", "none", code=1)
+    assert "--status" in refusal(server, "acme", "order", "list", "--status", "lost", code=2)
+    done = run([server.command, "acme", "order", "list", "-n", "1", "--home", str(server.home)])
+    assert re.search(r"^there may be more: --after \S+$", done.stderr, re.MULTILINE)
+
+
 # --- The audit log ------------------------------------------------------------------------------------------------
 
 
