@@ -50,6 +50,8 @@ TAKEN_OVER = 10.0
 DRAIN_OF_ISSUANCE = 0.3
 """Part of `processes.drain_seconds` for issuance under way, when the ports are closed."""
 _SKIP_VALIDATION = "acme.unsafe_skip_validation"
+CAA_TO_SIGNATURE = timedelta(minutes=5)
+"""Between a front's check of CAA records and the signature, waits and other nodes' clocks included."""
 MAX_AUDIT_LAG = 30.0
 """Seconds that the tree of the audit log may be behind before this core says that it is not well."""
 
@@ -113,6 +115,7 @@ class CoreRuntime:
             events=events,
             fence=lambda: fence,
             evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
+            caa_lifetime=timedelta(seconds=settings.acme.caa_max_age) + CAA_TO_SIGNATURE,
             observe_stage=metrics.stage,
             observe_outcome=metrics.issuance,
         )

@@ -37,7 +37,7 @@ from protocols.acme.attestation import Roots
 from protocols.acme.chaos import Chaos, ChaosOptions
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
-from protocols.acme.validation import ValidationPolicy
+from protocols.acme.validation import Dnssec, ValidationPolicy
 from protocols.acme.views import AcmeFrontEnd
 from protocols.log.views import LogFrontEnd
 from protocols.status.views import StatusFrontEnd
@@ -153,6 +153,7 @@ async def _front_ends(
             nonce_key=welcome.nonce_key,
             observe_validation=metrics.validation,
             observe_limit=metrics.acme_limit,
+            observe_caa=metrics.acme_caa,
         )
         await acme.start()
         stack.push_async_callback(acme.stop)
@@ -174,6 +175,7 @@ def _acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOpt
             issuer_domain_names=tuple(name.lower() for name in acme.caa_identities),
             nameservers=settings.dns.nameservers,
             dns_timeout=settings.dns.timeout,
+            dnssec=Dnssec(settings.dns.dnssec),
             attestation_roots=roots,
         ),
         default_profile=settings.policy.default_profile,
@@ -184,6 +186,7 @@ def _acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOpt
         terms_of_service=acme.terms_of_service,
         website=acme.website,
         caa_identities=acme.caa_identities,
+        caa_max_age=timedelta(seconds=acme.caa_max_age),
         order_lifetime=timedelta(seconds=acme.order_lifetime),
         authorization_lifetime=timedelta(seconds=acme.authorization_lifetime),
         authorization_reuse_lifetime=timedelta(seconds=acme.authorization_reuse_lifetime),

@@ -1,7 +1,8 @@
 """What a profile lets pass: pure decisions, each denial with the stable name of its rule.
 
 Rules: `profile.frontends`, `profile.requesters`, `names.*`, `csr.*`, `subject.*`, `validity.*`; `approval` holds.
-The pipeline adds `profile.unknown`, `profile.pinned`, `profile.issuer`, `names.evidence`, `csr.attested_key`, `lint`.
+The pipeline adds `profile.unknown`, `profile.pinned`, `profile.issuer`, `names.evidence`, `names.caa`,
+`csr.attested_key` and `lint`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -100,6 +101,21 @@ def unproven_identifier(profile: Profile, request: EnrollmentRequest, not_before
             shown = identifier in by_any or not domains.isdisjoint(identifier.domains_above)
         if not shown:
             return Deny("names.evidence", f"control of {identifier.value!r} was not shown, or long ago", identifier)
+    return None
+
+
+def unchecked_caa(request: EnrollmentRequest, names: Sequence[Identifier], not_before: datetime) -> Deny | None:
+    """The denial of an ACME request where one of the names to be signed was not checked for CAA since `not_before`.
+
+    What was checked is what the front-end claims, name by name: a wildcard is another name than its base (RFC 8659
+    section 4.3). Names that are no DNS names have no CAA records.
+    """
+    if request.requester.protocol is not Protocol.ACME:
+        return None
+    checked = {item.identifier for item in request.caa if item.checked_at >= not_before}
+    for name in names:
+        if name.type is IdentifierType.DNS and name not in checked:
+            return Deny("names.caa", f"CAA records of {name.value!r} were not checked, or too long ago", name)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from protocols.acme.validation.device_attest_01 import BAD_ATTESTATION
 from protocols.acme.validation.model import (
+    Dnssec,
     Evidence,
     Sightings,
     ValidationPolicy,
@@ -17,6 +18,7 @@ __all__ = [
     "BAD_ATTESTATION",
     "USUAL_CHALLENGES",
     "DnsFailure",
+    "Dnssec",
     "Evidence",
     "Resolver",
     "Sightings",
