@@ -22,17 +22,11 @@ def validations(record: CertificateRecord, order: OrderRecord | None) -> list[di
 
 def _of_name(name: Identifier, order: OrderRecord) -> Iterator[dict[str, Any]]:
     for authorization in order.authorizations:
-        if not _covers(authorization, name):
+        if not authorization.covers(name):
             continue
         for challenge in authorization.challenges:
             if challenge.status is ChallengeStatus.VALID:
                 yield {"name": str(name)} | _domain(authorization, name) | _shown(challenge)
-
-
-def _covers(authorization: Authorization, name: Identifier) -> bool:
-    if (authorization.identifier, authorization.wildcard) == (name.base, name.is_wildcard):
-        return True
-    return authorization.subdomains and not name.is_wildcard and authorization.identifier in name.domains_above
 
 
 def _domain(authorization: Authorization, name: Identifier) -> dict[str, str]:
