@@ -112,6 +112,7 @@ class CoreRuntime:
             linter=linter,
             events=events,
             fence=lambda: fence,
+            bound_key=stores.eab.bound_key,
             evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
             observe_stage=metrics.stage,
             observe_outcome=metrics.issuance,

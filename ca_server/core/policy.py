@@ -91,17 +91,20 @@ def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Den
 def refusal(denials: Sequence[Deny]) -> CaError:
     """The error for one or more denials: about names REJECTED_IDENTIFIER, about the CSR BAD_CSR, else POLICY_DENIED.
 
-    Several denials become suberrors, each with its identifier (RFC 8555 section 6.7.1).
+    Several denials become suberrors, each with its identifier, and so does a single one about a name (RFC 8555 section
+    6.7.1): the others of the order are not refused.
     """
     first = denials[0]
+    suberrors = tuple(SubError(_kind(item), item.detail, item.identifier, item.rule) for item in denials)
     if len(denials) == 1:
-        return CaError(_kind(first), first.detail, rule=first.rule)
+        named = suberrors if first.identifier is not None else ()
+        return CaError(_kind(first), first.detail, rule=first.rule, suberrors=named)
     kinds = {_kind(denial) for denial in denials}
     return CaError(
         kinds.pop() if len(kinds) == 1 else ErrorKind.POLICY_DENIED,
         f"{len(denials)} parts of the request are refused",
         rule=first.rule,
-        suberrors=tuple(SubError(_kind(item), item.detail, item.identifier, item.rule) for item in denials),
+        suberrors=suberrors,
     )
 
 

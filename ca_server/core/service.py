@@ -28,11 +28,13 @@ from ca_server.core.ports import (
     Reload,
     Reloaded,
     UnblockKey,
+    UpdateEab,
     Welcome,
 )
 from ca_server.core.revocation import OPERATOR, Revocation
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
 from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.bindings import EabKey
 from ca_server.domain.certificates import Crl, IssuedCertificate, RevocationRequest, RevokedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
@@ -194,9 +196,13 @@ class AdminService:
         self._gate.check()
         return await self._accounts.create(request, self._actor())
 
+    async def update_eab(self, request: UpdateEab) -> EabKey:
+        self._gate.check()
+        return await self._accounts.update(request, self._actor())
+
     async def disable_eab(self, request: DisableEab) -> Done:
         self._gate.check()
-        return Done(await self._accounts.disable(request.kid, self._actor()))
+        return Done(await self._accounts.disable(request, self._actor()))
 
     async def block_key(self, request: BlockKey) -> Done:
         self._gate.check()

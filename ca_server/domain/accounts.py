@@ -64,20 +64,3 @@ class AccountRegistered:
 
     account: Account
     created: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EabKey:
-    """An external account key as listed: never with its secret."""
-
-    kid: str
-    created_at: datetime
-    expires_at: datetime | None
-    reusable: bool
-    disabled_at: datetime | None
-    profile: str | None
-    """The one profile that it may be used for; any where None."""
-    owner: str | None
-    uses: int
-    last_used_at: datetime | None
-    tenant: str = "default"

@@ -18,7 +18,9 @@ from ca_server.core.ports import (
     Reload,
     Reloaded,
     UnblockKey,
+    UpdateEab,
 )
+from ca_server.domain.bindings import EabKey
 from ca_server.domain.certificates import Crl, RevocationRequest, RevokedCertificate
 from ca_server.domain.incidents import Incident
 from ca_server.rpc.client import PortClient
@@ -31,7 +33,8 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("revoke", RevocationRequest, RevokedCertificate, idempotent=False),
         Operation("publish_crl", PublishCrl, Crl, idempotent=True, timeout=120.0),
         Operation("create_eab", CreateEab, CreatedEab, idempotent=False),
-        Operation("disable_eab", DisableEab, Done, idempotent=False),
+        Operation("update_eab", UpdateEab, EabKey, idempotent=True),
+        Operation("disable_eab", DisableEab, Done, idempotent=False, timeout=120.0),
         Operation("block_key", BlockKey, Done, idempotent=False),
         Operation("unblock_key", UnblockKey, Done, idempotent=False),
         Operation("create_incident", CreateIncident, Incident, idempotent=False),
@@ -61,6 +64,9 @@ class RpcAdminPort(AdminPort):
 
     async def create_eab(self, request: CreateEab) -> CreatedEab:
         return cast(CreatedEab, await self._client.call("create_eab", request))
+
+    async def update_eab(self, request: UpdateEab) -> EabKey:
+        return cast(EabKey, await self._client.call("update_eab", request))
 
     async def disable_eab(self, request: DisableEab) -> Done:
         return cast(Done, await self._client.call("disable_eab", request))

@@ -54,11 +54,23 @@ from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.claims import Once
 from ca_server.store.database import Along, Database
+from ca_server.store.eab_quota import look
+from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
-from ca_server.store.tables import certificates, eab_keys
+from ca_server.store.tables import certificates
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from protocols.acme.ports import (
+    Agreement,
+    Binding,
+    ChallengeWork,
+    KeyHolder,
+    Lessee,
+    NonceUse,
+    OpenBounds,
+    OrderWork,
+    Work,
+)
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -121,12 +133,19 @@ class SqlAcmeStore:
     async def account(self, account_id: str) -> Account | None:
         return await self._database.glance(lambda connection: account_by_id(connection, account_id), one_moment=False)
 
-    async def bound_profile(self, account: Account) -> str | None:
-        if account.eab_kid is None:
+    async def binding(self, account: Account, names: Sequence[Identifier], now: datetime) -> Binding | None:
+        kid = account.eab_kid
+        if kid is None:
             return None
-        query = select(eab_keys.c.profile).where(eab_keys.c.kid == account.eab_kid)
-        found: str | None = await self._database.read(lambda connection: connection.execute(query).scalar())
-        return found
+
+        def query(connection: Connection) -> Binding | None:
+            key = read_key(connection, kid)
+            if key is None:
+                return None
+            no_room = look(connection, key, account.id, tuple(map(str, names)), now) if names else None
+            return Binding(key, no_room)
+
+        return await self._database.read(query)
 
     async def account_by_key(self, tenant: str, thumbprint: str) -> Account | None:
         return await self._database.read(lambda connection: account_by_thumbprint(connection, tenant, thumbprint))

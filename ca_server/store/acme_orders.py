@@ -106,7 +106,9 @@ _MAKE_READY = Prepared(
     )
     .values(status=OrderStatus.READY.value)
 )
-_ACCOUNT_STATUS = Prepared(select(acme_accounts.c.status).where(acme_accounts.c.id == bindparam("account_id")))
+_ACCOUNT = Prepared(
+    select(acme_accounts.c.status, acme_accounts.c.eab_kid).where(acme_accounts.c.id == bindparam("account_id"))
+)
 _IS_LIVE = Prepared(
     select(intents.c.id)
     .join(enrollments, enrollments.c.id == intents.c.enrollment_id)
@@ -252,11 +254,11 @@ def order_work(connection: Connection, order_id: str, tenant: str) -> OrderWork 
     if order is None:
         return None
     key = enrollment_key(order.profile, order.account_id, order.id, tenant)
+    account = _ACCOUNT.execute(connection, {"account_id": order.account_id}).one()
     return OrderWork(
         order=order,
-        account_status=AccountStatus(
-            _ACCOUNT_STATUS.execute(connection, {"account_id": order.account_id}).one().status
-        ),
+        account_status=AccountStatus(account.status),
+        eab_kid=account.eab_kid,
         authorizations=authorizations(connection, order.authorization_ids),
         is_live=_IS_LIVE.execute(connection, enrollment_parameters(key)).first() is not None,
     )

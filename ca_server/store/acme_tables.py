@@ -33,6 +33,12 @@ acme_accounts = Table(
     Column("eab_binding", LargeBinary),
     Column("terms_of_service", String),
     UniqueConstraint("tenant", "key_thumbprint"),
+    Index(
+        "ix_acme_accounts_eab_kid",
+        "eab_kid",
+        sqlite_where=text("eab_kid IS NOT NULL"),
+        postgresql_where=text("eab_kid IS NOT NULL"),
+    ),
 )
 
 acme_orders = Table(

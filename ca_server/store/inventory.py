@@ -53,6 +53,7 @@ class SqlInventory:
         profile: str | None = None,
         status: InventoryStatus | None = None,
         requester: str | None = None,
+        owner: str | None = None,
         ends_before: datetime | None = None,
         now: datetime | None = None,
         limit: int = 100,
@@ -61,19 +62,19 @@ class SqlInventory:
         """Find certificates, newest first.
 
         `name` is a subject alternative name, exactly, or with a leading dot every name under it; `requester` is an
-        id or `protocol:id`; `ends_before` is a limit of notAfter. `after` is (issuer, serial) of the last certificate
-        of the page before.
+        id or `protocol:id`, `owner` that of its external account key; `ends_before` is a limit of notAfter. `after` is
+        (issuer, serial) of the last certificate of the page before.
         """
         statement = SELECT_RECORDS.order_by(certificates.c.id.desc()).limit(limit)
         parameters: dict[str, Any] = {}
-        if issuer is not None:
-            statement = statement.where(issuers.c.name == issuer)
+        exactly = ((issuers.c.name, issuer), (certificates.c.profile, profile), (certificates.c.owner, owner))
+        for column, value in exactly:
+            if value is not None:
+                statement = statement.where(column == value)
         if serial_prefix:
             statement = statement.where(_begins_with(certificates.c.serial, serial_prefix.lower(), _AFTER_HEXADECIMAL))
         if name:
             statement = statement.where(_has_name(name))
-        if profile is not None:
-            statement = statement.where(certificates.c.profile == profile)
         if requester is not None:
             statement = statement.where(_is_requester(requester))
         if ends_before is not None:

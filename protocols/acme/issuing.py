@@ -13,6 +13,7 @@ from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import AccountStatus
 from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.bindings import QUOTA_RULES
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
@@ -32,13 +33,13 @@ _RETRYABLE = RETRYABLE_KINDS | {ErrorKind.CONFLICT}
 """A conflict is between processes of ours, such as two cores at work on one order after a lease ran out."""
 _INTERNAL_ATTEMPTS = 5
 """How often one process lets an order meet a failure that is nobody's outage: it will hardly go away."""
-_LINT = "lint"
-"""The rule of a certificate that did not pass its checks: the next would not either."""
+_FINAL = QUOTA_RULES | {"lint"}
+"""Rules that the next attempt would meet too. Where a quota has no room the client is told, to make another order."""
 _CLAIM_LIMIT = 100
 
 
 def enrollment_request(
-    order: Order, tenant: str, csr_der: bytes, evidence: tuple[ValidatedIdentifier, ...]
+    order: Order, tenant: str, csr_der: bytes, evidence: tuple[ValidatedIdentifier, ...], eab_kid: str = ""
 ) -> EnrollmentRequest:
     """The pipeline's request of an order: its id is the transaction key, so that every retry is the same request."""
     return EnrollmentRequest(
@@ -53,6 +54,7 @@ def enrollment_request(
         evidence=evidence,
         request_id=order.request_id,
         source=order.source,
+        eab_kid=eab_kid,
     )
 
 
@@ -190,12 +192,18 @@ class Issuing:
             await self._fail(order, objection)
             return _Outcome.SETTLED, None
         try:
-            request = enrollment_request(order, self._options.tenant, order.csr_der or b"", evidence_of(found))
+            request = enrollment_request(
+                order, self._options.tenant, order.csr_der or b"", evidence_of(found), found.eab_kid or ""
+            )
             return _Outcome.SETTLED, await self._core.issue(request)
         except CaError as error:
             if error.kind is ErrorKind.PENDING_APPROVAL:
                 return _Outcome.HELD, None
-            if error.kind in _RETRYABLE and error.rule != _LINT and not (last and error.kind is ErrorKind.INTERNAL):
+            if (
+                error.kind in _RETRYABLE
+                and error.rule not in _FINAL
+                and not (last and error.kind is ErrorKind.INTERNAL)
+            ):
                 _log.warning("order not issued yet", order=order.id, error=error.detail)
                 return _Outcome.FAILED if error.kind is ErrorKind.INTERNAL else _Outcome.AGAIN, None
             await self._fail(order, error)

@@ -7,6 +7,7 @@ from datetime import datetime
 from secrets import token_urlsafe
 from typing import Any
 
+from ca_server.core.bindings import decide_binding
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
 from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
@@ -123,7 +124,7 @@ class Orders:
         wanted = decode_payload(NewAuthorization, exchange.payload).identifier
         profile = self._profile(exchange.profile)
         name = self._identifiers([(wanted.type, wanted.value)])[0].identifier
-        denials = await self._denials(exchange, profile, (name,))
+        denials = await self._denials(exchange, profile, (name,), counted=False)
         if name.is_wildcard:
             denials = (
                 Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name),
@@ -168,11 +169,27 @@ class Orders:
         await self._record_refusal(exchange, profile, names, deny)
         raise CaError(ErrorKind.MALFORMED, deny.detail, rule=deny.rule)
 
-    async def _denials(self, exchange: Exchange, profile: Profile, names: Sequence[Identifier]) -> tuple[Deny, ...]:
-        only = await self._store.bound_profile(exchange.own_account)
-        if only is not None and only != profile.name:
-            return (Deny("eab.profile", f"the account's external account key is for profile {only!r} alone"),)
-        return decide_identifiers(profile, names, exchange.requester())
+    async def _denials(
+        self, exchange: Exchange, profile: Profile, names: Sequence[Identifier], *, counted: bool = True
+    ) -> tuple[Deny, ...]:
+        return decide_identifiers(profile, names, exchange.requester()) or await self._binding_denials(
+            exchange, profile.name, names, counted=counted
+        )
+
+    async def _binding_denials(
+        self, exchange: Exchange, profile: str, names: Sequence[Identifier], *, counted: bool = True
+    ) -> tuple[Deny, ...]:
+        """What the account's external account key has against names; `counted`: against a certificate for them.
+
+        RATE_LIMITED where nothing but its quota is against it. Nothing is read for an account without such a key.
+        """
+        binding = await self._store.binding(exchange.own_account, names if counted else (), exchange.now)
+        if binding is None:
+            return ()
+        denials = decide_binding(binding.key, profile, names)
+        if not denials and binding.no_room is not None:
+            raise binding.no_room
+        return denials
 
     def _profile(self, name: str) -> Profile:
         profile = self._profiles.get(name)
@@ -283,9 +300,12 @@ class Orders:
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
-        if isinstance(decision, Deny):
-            await self._record_refusal(exchange, profile.name, names, decision)
-            raise refusal((decision,))
+        denials = (
+            (decision,) if isinstance(decision, Deny) else await self._binding_denials(exchange, order.profile, names)
+        )
+        if denials:
+            await self._record_refusal(exchange, profile.name, names, denials[0])
+            raise refusal(denials)
 
     def _check_not_account_key(self, exchange: Exchange, csr: ParsedCsr) -> None:
         """RFC 8555 section 11.1: the account's key in a CSR is refused."""

@@ -498,12 +498,14 @@ def test_incidents(server: Server, tmp_path: Path) -> None:
 
 @BOTH_WAYS
 def test_eab_life(server: Server) -> None:
-    made = told(server, "eab", "create", "--profile", "short", "--owner", "[red]web[/red] :key: team", "--days", "2")
+    made = told(
+        server, "eab", "create", "--profile", "short", "--owner", "[red]web[/red] :key: team", "--expires", "2d"
+    )
     kid, secret = made["kid"], made["hmac_key"]
     assert not kid.startswith("-")
     assert len(secret) == 43
     listed = {row["kid"]: row for row in told(server, "eab", "list")}
-    assert (listed[kid]["status"], listed[kid]["profile"], listed[kid]["reusable"]) == ("usable", "short", False)
+    assert (listed[kid]["status"], listed[kid]["profiles"], listed[kid]["max_uses"]) == ("usable", ["short"], 1)
     assert "hmac_key" not in listed[kid]
     expires = datetime.fromisoformat(listed[kid]["expires_at"])
     assert abs(expires - datetime.now(UTC) - timedelta(days=2)) < timedelta(minutes=5)
@@ -524,13 +526,37 @@ def test_eab_for_people(server: Server) -> None:
     kid = lines[0].split()[-1]
     secret = lines[1].split()[-1]
     assert lines[2].split()[1:] == [f"--eab-kid={kid}", f"--eab-hmac-key={secret}"]
-    assert told(server, "eab", "disable", kid) == {"kid": kid, "status": "disabled"}
+    done = told(server, "eab", "disable", kid, "--and-accounts")
+    assert done == {"kid": kid, "status": "disabled", "accounts_revoked": True}
+
+
+def test_eab_policy_is_bound_shown_and_changed(server: Server) -> None:
+    wanted = ("--names", "*.web.example", "--names", "10.0.0.0/8", "--quota", "20 live", "--quota", "100 per 7d")
+    kid = told(server, "eab", "create", "--reusable", "--max-uses", "5", *wanted)["kid"]
+    shown = told(server, "eab", "show", kid)
+    assert (shown["names"], shown["quota"]) == (["*.web.example", "10.0.0.0/8"], ["20 live", "100 per 7d"])
+    assert (shown["uses"], shown["max_uses"], shown["accounts"], shown["certificates_live"]) == (0, 5, {}, 0)
+    changed = told(server, "eab", "update", kid, "--quota", "3 live", "--owner", "web team", "--expires", "1d")
+    assert (changed["quota"], changed["names"], changed["owner"]) == (["3 live"], shown["names"], "web team")
+    changed = told(server, "eab", "update", kid, "--names", "none", "--expires", "none", "--max-uses", "none")
+    assert (changed["quota"], changed["names"], changed["owner"]) == (["3 live"], [], "web team")
+    assert (changed["expires_at"], changed["max_uses"]) == (None, None)
+    event = events(server, "--object", f"eab:{kid}")[-1]
+    assert (event["type"], event["actor"], event["extra"]["live"]) == ("eab.updated", ACTOR, "3")
+    assert "web team" in server.cli("eab", "show", kid).stdout
 
 
 def test_eab_mistakes(server: Server) -> None:
     assert "there is no key 'nobody'" in refusal(server, "eab", "disable", "nobody", code=1)
     assert "there is no profile 'nobody'" in refusal(server, "eab", "create", "--profile", "nobody", code=1)
-    assert "--days" in refusal(server, "eab", "create", "--days", "0", code=2)
+    assert "--expires" in refusal(server, "eab", "create", "--expires", "0", code=2)
+    assert "'a..b' is none of host.corp.example" in refusal(server, "eab", "create", "--names", "a..b", code=1)
+    assert "10.0.0.1/8" in refusal(server, "eab", "create", "--names", "10.0.0.1/8", code=1)
+    assert "COUNT per TIME" in refusal(server, "eab", "create", "--quota", "many", code=1)
+    assert "--quota" in refusal(server, "eab", "create", "--quota", "0 live", code=2)
+    assert "no other number of uses" in refusal(server, "eab", "create", "--max-uses", "2", code=1)
+    assert "there is no key 'nobody'" in refusal(server, "eab", "update", "nobody", "--owner", "x", code=1)
+    assert "what is to be changed" in refusal(server, "eab", "update", "nobody", code=2)
 
 
 def test_acme_limits(server: Server) -> None:

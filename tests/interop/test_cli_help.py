@@ -39,6 +39,7 @@ READERS = {
     "cert show",
     "crl show",
     "eab list",
+    "eab show",
     "incident list",
     "acme limits",
     "key list",

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from ca_server.core.ports import DisableEab
+
 
 async def test_fact_08_new_and_existing(world, new_client):
     client = new_client(world)
@@ -209,10 +211,10 @@ async def test_fact_11_bindings_that_are_refused(world, new_client, new_key, bin
     client = new_client(world)
     url = f"{client.base}/new-account"
     kid, secret = await world.eab(
-        lifetime_seconds=-1 if fault == "expired" else None, profile="short" if fault == "profile" else None
+        lifetime_seconds=-1 if fault == "expired" else None, profiles=("short",) if fault == "profile" else ()
     )
     if fault == "disabled":
-        await world.core.accounts.disable(kid, "uid:0")
+        await world.core.accounts.disable(DisableEab(kid), "uid:0")
     jws = binding(
         new_key().jwk if fault == "jwk" else client.key.jwk,
         f"{url}/" if fault == "url" else url,
@@ -233,7 +235,7 @@ async def test_fact_11_bindings_that_are_refused(world, new_client, new_key, bin
 
 async def test_fact_11_a_key_for_one_profile_gives_no_other(world, new_client, binding, external):
     client = new_client(world, profile="short")
-    kid, secret = await world.eab(profile="short")
+    kid, secret = await world.eab(profiles=("short",))
     url = f"{external}/acme/short/new-account"
     assert (await client.register(externalAccountBinding=binding(client.key.jwk, url, kid, secret))).status == 201
     assert (await client.order("a.short.test")).status == 201

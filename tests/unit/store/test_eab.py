@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ca_server.domain.accounts import Account, AccountRegistration, AccountStatus, EabKey, ExternalBinding
+from ca_server.domain.accounts import Account, AccountRegistration, AccountStatus, ExternalBinding
+from ca_server.domain.bindings import EabKey, EabPolicy
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.rates import Draw, parse_rate
 from ca_server.store import eab as eab_module
@@ -27,7 +28,6 @@ def eab_key(world: Any, kid: str = "kid", **changes: Any) -> EabKey:
         expires_at=None,
         reusable=False,
         disabled_at=None,
-        profile=None,
         owner="Ann",
         uses=0,
         last_used_at=None,
@@ -55,7 +55,9 @@ def registration(world: Any, account: str = "account", kid: str = "kid", **chang
 
 async def test_keys_are_kept_listed_and_disabled(world: Any, store: SqlEabStore) -> None:
     first = eab_key(world, "first")
-    second = eab_key(world, "second", created_at=world.now + timedelta(seconds=1), profile="p", reusable=True)
+    second = eab_key(
+        world, "second", created_at=world.now + timedelta(seconds=1), policy=EabPolicy(("p", "q")), reusable=True
+    )
     for key in (first, second):
         await store.create_eab(key, b"secret", [])
     assert await store.eab("first") == (first, b"secret")
@@ -105,8 +107,11 @@ async def test_an_account_is_bound_once(world: Any, store: SqlEabStore, monkeypa
         ({"disabled": True}, False),
         ({"expires": 0}, False),
         ({"expires": 1}, True),
-        ({"profile": "default"}, True),
-        ({"profile": "another"}, False),
+        ({"uses": 1, "reusable": True, "max_uses": 2}, True),
+        ({"uses": 2, "reusable": True, "max_uses": 2}, False),
+        ({"policy": EabPolicy(("default",))}, True),
+        ({"policy": EabPolicy(("another", "default"))}, True),
+        ({"policy": EabPolicy(("another",))}, False),
         ({"tenant": "another"}, False),
         ({"kid": "another"}, False),
     ],
