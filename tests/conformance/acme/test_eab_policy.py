@@ -7,11 +7,28 @@ import pytest
 
 from ca_server.core.ports import DisableEab, UpdateEab
 from ca_server.domain.bindings import EabPolicy
-from ca_server.domain.errors import CaError
+from ca_server.domain.errors import CaError, ErrorKind
 
 
 async def change(world, kid, *, expires_at=None, **policy):
     await world.core.accounts.update(UpdateEab(kid, EabPolicy(**policy), "Ann", expires_at, None), "uid:0")
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        ({"names": ("a..b",)}, ErrorKind.MALFORMED),
+        ({"names": ("a.test",) * 1001}, ErrorKind.MALFORMED),
+        ({"rate": "many"}, ErrorKind.MALFORMED),
+        ({"profiles": ("nobody",)}, ErrorKind.NOT_FOUND),
+        ({"max_uses": 2}, ErrorKind.MALFORMED),
+    ],
+)
+async def test_keys_that_are_not_made(world, members, kind):
+    with pytest.raises(CaError) as refused:
+        await world.eab(**members)
+    assert refused.value.kind is kind
+    assert await world.count("eab_keys") == 0
 
 
 # --- Names and profiles -------------------------------------------------------------------------------------------
