@@ -65,6 +65,9 @@ def test_no_statement_reads_a_whole_table_that_grows(
         customer.client.revoke(leaf)
         name = {"identifier": {"type": "dns", "value": "later.growth.test"}}
         customer.client.post(customer.client.directory["newAuthz"], name)
+        bound, kid = customer.bound_by(server, "--names", "*.growth.test", "--quota", "9 live", "--quota", "9 per 1d")
+        bound.certificate(tmp_path, "bound.growth.test")
+        server.cli("eab", "disable", kid, "--and-accounts")
         customer.client.change_key(ec.generate_private_key(ec.SECP256R1()))
         assert server.stop() == 0, server.log_tail()
     statements = {line for file in notes.iterdir() for line in file.read_text().splitlines()}
