@@ -160,9 +160,19 @@ class AcmeLimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Where clients that are refused read more."""
 
 
+ChallengeType = Literal["http-01", "dns-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"]
+
+
 class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ACME front-end (RFC 8555)."""
 
+    challenges: Annotated[tuple[ChallengeType, ...], Meta(min_length=1)] = (
+        "http-01",
+        "dns-01",
+        "tls-alpn-01",
+        "dns-account-01",
+    )
+    """The challenge types that are offered, in that order; dns-persist-01 needs `caa_identities`."""
     http_01_port: Port = 80
     tls_alpn_01_port: Port = 443
     finalize_wait: Annotated[float, Meta(ge=0, le=30)] = 2

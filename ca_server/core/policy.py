@@ -91,20 +91,17 @@ def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Den
 def refusal(denials: Sequence[Deny]) -> CaError:
     """The error for one or more denials: about names REJECTED_IDENTIFIER, about the CSR BAD_CSR, else POLICY_DENIED.
 
-    Several denials become suberrors, each with its identifier, and so does a single one about a name (RFC 8555 section
-    6.7.1): the others of the order are not refused.
+    Several denials become suberrors, each with its identifier (RFC 8555 section 6.7.1).
     """
     first = denials[0]
-    suberrors = tuple(SubError(_kind(item), item.detail, item.identifier, item.rule) for item in denials)
     if len(denials) == 1:
-        named = suberrors if first.identifier is not None else ()
-        return CaError(_kind(first), first.detail, rule=first.rule, suberrors=named)
+        return CaError(_kind(first), first.detail, rule=first.rule)
     kinds = {_kind(denial) for denial in denials}
     return CaError(
         kinds.pop() if len(kinds) == 1 else ErrorKind.POLICY_DENIED,
         f"{len(denials)} parts of the request are refused",
         rule=first.rule,
-        suberrors=suberrors,
+        suberrors=tuple(SubError(_kind(item), item.detail, item.identifier, item.rule) for item in denials),
     )
 
 
@@ -151,6 +148,12 @@ def _kind(denial: Deny) -> ErrorKind:
 
 def _identifier(profile: Profile, identifier: Identifier) -> Deny | None:
     rules = profile.names
+    if f".{identifier.value}".endswith(".onion") and identifier.type is IdentifierType.DNS:
+        detail = (
+            f"{identifier.value!r}: names below .onion (RFC 7686) are not in the DNS, and this server has none of the "
+            "means by which control of them is shown (RFC 9799)"
+        )
+        return Deny("names.onion", detail, identifier)
     if identifier.is_wildcard and not rules.allow_wildcard:
         detail = f"{identifier.value!r}: profile {profile.name!r} allows no wildcards"
         return Deny("names.wildcard", detail, identifier)

@@ -41,6 +41,14 @@ class Identifier:
         return f"{self.type.value}:{self.value}"
 
 
+@dataclass(frozen=True, slots=True)
+class SentIdentifier:
+    """An identifier as somebody wrote it, who may have meant no name at all."""
+
+    type: str
+    value: str
+
+
 class InvalidNameError(ValueError):
     """The text is no name of the kind asked for; the message says why."""
 
@@ -48,15 +56,15 @@ class InvalidNameError(ValueError):
 def dns_identifier(text: str, *, wildcard: bool = True) -> Identifier:
     """Make the canonical identifier of a DNS name in A-label form.
 
-    Raises InvalidNameError for anything but LDH labels (RFC 5890 2.3.1), for `xn--` labels that are no valid
-    IDNA 2008 A-label, for a trailing dot, an IP address, more than 253 octets, or a wildcard elsewhere than as the
-    whole left-most label (RFC 6125 6.4.3), or anywhere when `wildcard` is false.
+    Raises InvalidNameError for anything but LDH labels (RFC 5890 2.3.1), for U-labels, for `xn--` labels that are no
+    valid IDNA 2008 A-label in lower case, for a trailing dot, an IP address, more than 253 octets, or a wildcard
+    elsewhere than as the whole left-most label (RFC 6125 6.4.3), or anywhere when `wildcard` is false.
     """
     if not text or len(text) > MAX_DNS_NAME:
         raise InvalidNameError("a DNS name has 1 to 253 characters")
     name = text.lower()
     if not name.isascii():
-        raise InvalidNameError("a DNS name is written in A-labels (xn--...)")
+        raise InvalidNameError(f"a DNS name is written in A-labels{_in_a_labels(name)}")
     if name.startswith("*."):
         if not wildcard:
             raise InvalidNameError("a wildcard is not allowed here")
@@ -67,9 +75,20 @@ def dns_identifier(text: str, *, wildcard: bool = True) -> Identifier:
         labels = name.split(".")
     for label in labels:
         _check_label(label)
+    if "xn--" in name and any(label.lower().startswith("xn--") and not label.islower() for label in text.split(".")):
+        raise InvalidNameError("an A-label is written in lower case")
     if labels[-1].isdigit():
         raise InvalidNameError("the last label of a DNS name is not a number")
     return Identifier(IdentifierType.DNS, name)
+
+
+def _in_a_labels(name: str) -> str:
+    """How to write a name that has U-labels, for its writer; empty where there is no such name."""
+    star = "*." if name.startswith("*.") else ""
+    try:
+        return f"; send {star}{idna.encode(name.removeprefix(star)).decode()}"
+    except (idna.IDNAError, UnicodeError):
+        return " (xn--...), and this one can't be: it is no valid IDNA name"
 
 
 def _check_label(label: str) -> None:

@@ -9,15 +9,22 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.acme_orders import fail_orders
-from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_nonces, acme_orders
+from ca_server.store.acme_tables import (
+    acme_accounts,
+    acme_authorizations,
+    acme_former_keys,
+    acme_nonces,
+    acme_orders,
+)
 from ca_server.store.claims import OnceTable
-from ca_server.store.statements import Prepared
+from ca_server.store.statements import Prepared, insert_or_ignore
 from ca_server.store.types import AnyRow
 from protocols.acme.model import AuthorizationStatus, sources_of
 from protocols.acme.ports import KeyHolder, NonceReplayedError
 
 USED_NONCES = OnceTable(acme_nonces, acme_nonces.c.nonce, acme_nonces.c.expires_at, NonceReplayedError)
 
+_REMEMBER = Prepared(insert_or_ignore(acme_former_keys, ("account_id", "key_thumbprint")))
 _BY_ID = Prepared(select(acme_accounts).where(acme_accounts.c.id == bindparam("account_id")))
 _BY_THUMBPRINT = select(acme_accounts).where(
     acme_accounts.c.tenant == bindparam("of_tenant"), acme_accounts.c.key_thumbprint == bindparam("thumbprint")
@@ -104,7 +111,15 @@ def change_account_key(connection: Connection, account: Account, jwk: bytes, thu
     # Of two changes that one old key signed, the second finds another key.
     is_old = acme_accounts.c.key_thumbprint == account.key_thumbprint
     values = {"key_thumbprint": thumbprint, "jwk": jwk}
-    return KeyHolder(change_account(connection, account.id, values, is_old), changed=True)
+    changed = change_account(connection, account.id, values, is_old)
+    _REMEMBER.execute(connection, {"account_id": account.id, "key_thumbprint": account.key_thumbprint})
+    return KeyHolder(changed, changed=True)
+
+
+def former_thumbprints(connection: Connection, account_id: str) -> tuple[str, ...]:
+    """Thumbprints of the keys that an account had before."""
+    query = select(acme_former_keys.c.key_thumbprint).where(acme_former_keys.c.account_id == account_id)
+    return tuple(connection.execute(query).scalars())
 
 
 def close_account(connection: Connection, account_id: str, error: bytes, tenant: str) -> Account:

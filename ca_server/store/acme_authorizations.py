@@ -1,4 +1,8 @@
-"""ACME authorizations with their challenges, inside a transaction."""
+"""ACME authorizations with their challenges, inside a transaction.
+
+Most challenges are never begun: until one is, its authorization's row tells all of it. Challenges of authorizations
+made before that was so have rows, and ids of their own.
+"""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -12,12 +16,29 @@ from ca_server.store.acme_tables import acme_authorizations, acme_challenges
 from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, is_one_of
 from ca_server.store.types import AnyRow
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from protocols.acme.model import (
+    Authorization,
+    AuthorizationStatus,
+    Challenge,
+    ChallengeStatus,
+    challenge_id,
+    sources_of,
+)
 
-_NEW = ("id", "account_id", "type", "value", "wildcard", "status", "created_at", "expires_at", "preauthorized")
+_NEW = (
+    "id",
+    "account_id",
+    "type",
+    "value",
+    "wildcard",
+    "status",
+    "created_at",
+    "expires_at",
+    "preauthorized",
+    "token",
+    "offered",
+)
 _INSERT = insert_rows(acme_authorizations, _NEW)
-_NEW_CHALLENGE = ("id", "authorization_id", "account_id", "type", "token", "status", "attempts")
-_INSERT_CHALLENGES = insert_rows(acme_challenges, _NEW_CHALLENGE)
 _BY_ID = Prepared(select(acme_authorizations).where(acme_authorizations.c.id == bindparam("authorization_id")))
 _CHALLENGES_OF = Prepared(
     select(acme_challenges)
@@ -75,7 +96,7 @@ Standing = tuple[str, datetime]
 def insert_authorizations(
     connection: Connection, made: Sequence[Authorization], *, preauthorized: bool = False
 ) -> None:
-    """Create authorizations with their challenges."""
+    """Create authorizations, with pending challenges."""
     _INSERT.execute(
         connection,
         [
@@ -89,24 +110,10 @@ def insert_authorizations(
                 "created_at": each.created_at,
                 "expires_at": each.expires_at,
                 "preauthorized": preauthorized,
+                "token": each.challenges[0].token,
+                "offered": ",".join(challenge.type for challenge in each.challenges),
             }
             for each in made
-        ],
-    )
-    _INSERT_CHALLENGES.execute(
-        connection,
-        [
-            {
-                "id": challenge.id,
-                "authorization_id": each.id,
-                "account_id": each.account_id,
-                "type": challenge.type,
-                "token": challenge.token,
-                "status": challenge.status.value,
-                "attempts": 0,
-            }
-            for each in made
-            for challenge in each.challenges
         ],
     )
 
@@ -130,7 +137,7 @@ def preauthorize(connection: Connection, candidate: Authorization, max_open: int
             retry_after=_RETRY_AFTER,
         )
     insert_authorizations(connection, [candidate], preauthorized=True)
-    return authorizations(connection, [candidate.id])[0], True
+    return candidate, True
 
 
 def reusable(
@@ -161,14 +168,13 @@ def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authoriz
         row = _BY_ID.execute(connection, parameter).first()
         if row is None:
             return ()
-        return (authorization_of(row, tuple(map(challenge_of, _CHALLENGES_OF.execute(connection, parameter)))),)
+        return (authorization_of(row, [challenge_of(each) for each in _CHALLENGES_OF.execute(connection, parameter)]),)
     parameters = {"ids": list(ids)}
     challenges: dict[str, list[Challenge]] = {}
     for row in connection.execute(_CHALLENGES, parameters):
         challenges.setdefault(row.authorization_id, []).append(challenge_of(row))
     found = {
-        row.id: authorization_of(row, tuple(challenges.get(row.id, ())))
-        for row in connection.execute(_BY_IDS, parameters)
+        row.id: authorization_of(row, challenges.get(row.id, ())) for row in connection.execute(_BY_IDS, parameters)
     }
     return tuple(found[each] for each in ids if each in found)
 
@@ -195,8 +201,15 @@ def move_authorization(
     return done.rowcount == 1
 
 
-def authorization_of(row: AnyRow, challenges: tuple[Challenge, ...]) -> Authorization:
-    """Make the value of a row."""
+def authorization_of(row: AnyRow, begun: Sequence[Challenge]) -> Authorization:
+    """Make the value of a row and of its challenges that have rows."""
+    challenges = tuple(begun)
+    if row.offered is not None:
+        by_type = {each.type: each for each in begun}
+        challenges = tuple(
+            by_type.get(kind) or Challenge(challenge_id(row.id, kind), row.id, kind, row.token)
+            for kind in row.offered.split(",")
+        )
     return Authorization(
         id=row.id,
         account_id=row.account_id,

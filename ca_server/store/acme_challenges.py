@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, select, update
+from sqlalchemy import Connection, and_, bindparam, func, literal, literal_column, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.acme_accounts import former_thumbprints
 from ca_server.store.acme_authorizations import (
     authorization_of,
     authorizations,
@@ -16,8 +18,8 @@ from ca_server.store.acme_authorizations import (
 )
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
-from ca_server.store.statements import Prepared, is_literally, is_one_of
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from ca_server.store.statements import Prepared, insert_dialect, is_literally, is_one_of
+from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
@@ -29,17 +31,45 @@ _COUNT_PROCESSING = Prepared(
     .select_from(acme_challenges)
     .where(acme_challenges.c.account_id == bindparam("of_account"), is_literally(acme_challenges.c.status, _PROCESSING))
 )
+_MAY_BEGIN = (
+    acme_authorizations.c.status == AuthorizationStatus.PENDING.value,
+    acme_authorizations.c.expires_at > bindparam("now"),
+)
+_NEW = (
+    "id",
+    "authorization_id",
+    "account_id",
+    "type",
+    "token",
+    "status",
+    "attempts",
+    "lease_holder",
+    "lease_until",
+)
+_BEGUN = select(
+    bindparam("challenge_id", type_=acme_challenges.c.id.type),
+    acme_authorizations.c.id,
+    acme_authorizations.c.account_id,
+    bindparam("type", type_=acme_challenges.c.type.type),
+    acme_authorizations.c.token,
+    literal(_PROCESSING),
+    literal_column("1"),
+    bindparam("for_holder", type_=acme_challenges.c.lease_holder.type),
+    bindparam("until", type_=acme_challenges.c.lease_until.type),
+).where(acme_authorizations.c.id == bindparam("authorization_id"), *_MAY_BEGIN)
 _BEGIN = Prepared(
+    {
+        insert_dialect(of_dialect): of_dialect.from_select(_NEW, _BEGUN).on_conflict_do_nothing()
+        for of_dialect in (sqlite.insert(acme_challenges), postgresql.insert(acme_challenges))
+    }
+)
+_BEGIN_OLD = Prepared(
     update(acme_challenges)
     .where(
         acme_challenges.c.id == bindparam("challenge_id"),
         is_one_of(acme_challenges.c.status, sources_of(ChallengeStatus.PROCESSING)),
         select(acme_authorizations.c.id)
-        .where(
-            acme_authorizations.c.id == acme_challenges.c.authorization_id,
-            acme_authorizations.c.status == AuthorizationStatus.PENDING.value,
-            acme_authorizations.c.expires_at > bindparam("now"),
-        )
+        .where(acme_authorizations.c.id == acme_challenges.c.authorization_id, *_MAY_BEGIN)
         .exists(),
     )
     .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
@@ -80,11 +110,21 @@ _FINISH_INVALID = _finish(ChallengeStatus.INVALID)
 
 def challenge_by_id(connection: Connection, challenge_id: str) -> tuple[Challenge, Authorization] | None:
     """A challenge with its authorization."""
-    row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
-    if row is None:
-        return None
-    (authorization,) = authorizations(connection, [row.authorization_id])
-    return challenge_of(row), authorization
+    authorization_id, kind = _parts(challenge_id)
+    if not kind:
+        row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
+        authorization_id = "" if row is None else row.authorization_id
+    for authorization in authorizations(connection, [authorization_id]):
+        for challenge in authorization.challenges:
+            if challenge.id == challenge_id:
+                return challenge, authorization
+    return None
+
+
+def _parts(challenge_id: str) -> tuple[str, str]:
+    """Authorization and type; without a type where the id is of a challenge that always had a row."""
+    authorization_id, _, kind = challenge_id.partition("/")
+    return authorization_id, kind
 
 
 def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork | None:
@@ -94,7 +134,8 @@ def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork |
         return None
     of = connection.execute(_AUTHORIZATION, {"authorization_id": row.authorization_id}).one()
     thumbprint = connection.execute(_THUMBPRINT, {"account_id": of.account_id}).scalar_one()
-    return ChallengeWork(challenge_of(row), authorization_of(of, ()), thumbprint)
+    former = former_thumbprints(connection, of.account_id) if row.type == DNS_PERSIST else ()
+    return ChallengeWork(challenge_of(row), authorization_of(of, ()), thumbprint, former)
 
 
 def begin_challenge(
@@ -114,6 +155,10 @@ def begin_challenge(
         "for_holder": lessee.holder,
         "until": lessee.until,
     }
+    authorization_id, kind = _parts(challenge_id)
+    if not kind:
+        return _BEGIN_OLD.execute(connection, parameters).rowcount == 1
+    parameters |= {"authorization_id": authorization_id, "type": kind}
     return _BEGIN.execute(connection, parameters).rowcount == 1
 
 

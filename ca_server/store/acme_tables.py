@@ -41,6 +41,13 @@ acme_accounts = Table(
     ),
 )
 
+acme_former_keys = Table(
+    "acme_former_keys",
+    metadata,
+    Column("account_id", String, ForeignKey("acme_accounts.id"), primary_key=True),
+    Column("key_thumbprint", String, primary_key=True),
+)
+
 acme_orders = Table(
     "acme_orders",
     metadata,
@@ -101,6 +108,10 @@ acme_authorizations = Table(
     Column("expires_at", UtcTime, nullable=False),
     # Asked for by itself: an order may never come to stand on it.
     Column("preauthorized", Boolean, nullable=False, server_default=false()),
+    # The challenges that are offered: one token for all, and their types with commas between. A challenge has a row
+    # once its validation begins. NULL in authorizations made before 0009, whose challenges all have rows.
+    Column("token", String),
+    Column("offered", String),
     Index("ix_acme_authorizations_name", "account_id", "value", "status", "expires_at"),
     Index(
         "ix_acme_authorizations_preauthorized_open",

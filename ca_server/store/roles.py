@@ -62,6 +62,7 @@ RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         (*_ADD, "UPDATE (status)"),
         (*_ADD, _columns("UPDATE", acme_tables.acme_accounts, "id", "eab_kid", "eab_binding")),
     ),
+    acme_tables.acme_former_keys: (_READ, _ADD),
     acme_tables.acme_orders: (_READ, _ALL),
     acme_tables.acme_authorizations: (_READ, _ALL),
     acme_tables.acme_order_links: (_READ, _ALL),

@@ -9,7 +9,7 @@ import msgspec
 from ca_server.domain.audit import EventType
 from ca_server.domain.errors import CaError, ErrorKind
 from protocols.acme.exchange import Exchange
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus
+from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, Challenge, ChallengeStatus
 from protocols.acme.objects import AuthorizationUpdate, ChallengeResponse, decode_payload
 from protocols.acme.orders import rfc3339
 from protocols.acme.ports import AcmeStore
@@ -21,10 +21,13 @@ from protocols.acme.validating import Validating
 class Authorizations:
     """Shows authorizations and challenges, and starts validations."""
 
-    def __init__(self, store: AcmeStore, validating: Validating, urls: Urls) -> None:
+    def __init__(
+        self, store: AcmeStore, validating: Validating, urls: Urls, issuer_domain_names: tuple[str, ...] = ()
+    ) -> None:
         self._store = store
         self._validating = validating
         self._urls = urls
+        self._issuer_domain_names = issuer_domain_names
 
     async def show(self, exchange: Exchange, authorization_id: str) -> Authorization:
         """POST-as-GET an authorization, or deactivate it (RFC 8555 section 7.5.2)."""
@@ -96,8 +99,11 @@ class Authorizations:
             "type": challenge.type,
             "url": self._urls.challenge(challenge.id),
             "status": challenge.status.value,
-            "token": challenge.token,
         }
+        if challenge.type == DNS_PERSIST:
+            shown["issuerDomainNames"] = list(self._issuer_domain_names)
+        else:
+            shown["token"] = challenge.token
         if challenge.validated_at is not None:
             shown["validated"] = rfc3339(challenge.validated_at)
         if challenge.error is not None and challenge.status is not ChallengeStatus.VALID:

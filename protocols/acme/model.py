@@ -84,9 +84,21 @@ class OrderIdentifier:
     sent: str
 
 
+DNS_PERSIST = "dns-persist-01"
+"""The challenge that has no token, and that records made for earlier keys of the account may satisfy."""
+
+
+def challenge_id(authorization_id: str, kind: str) -> str:
+    """The id of an authorization's challenge of a type, the same before and after its validation begins."""
+    return f"{authorization_id}/{kind}"
+
+
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to show control of an identifier. `error` is a problem document in JSON."""
+    """One way to show control of an identifier. `error` is a problem document in JSON.
+
+    All challenges of an authorization have one token.
+    """
 
     id: str
     authorization_id: str

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from protocols.acme.limits import NO_LIMITS, Limits
-from protocols.acme.validation import ValidationPolicy
+from protocols.acme.validation import USUAL_CHALLENGES, ValidationPolicy
 
 MAX_JWS = 131_072
 """Octets of a request's body."""
@@ -16,6 +16,8 @@ class AcmeOptions:
 
     external_url: str
     validation: ValidationPolicy
+    challenges: tuple[str, ...] = USUAL_CHALLENGES
+    """The types that are offered, in that order."""
     default_profile: str = "default"
     tenant: str = "default"
     finalize_wait: float = 2.0

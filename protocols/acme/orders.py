@@ -15,12 +15,13 @@ from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import Deny
-from ca_server.domain.errors import CaError, ErrorKind, SubError
+from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
-from ca_server.domain.names import Identifier, IdentifierType, InvalidNameError, dns_identifier, ip_identifier
+from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
 from protocols.acme.certid import parse_certid
 from protocols.acme.exchange import Exchange
+from protocols.acme.identifiers import denied, read_identifiers, refused
 from protocols.acme.issuing import Issuing, enrollment_request
 from protocols.acme.model import (
     Authorization,
@@ -29,8 +30,10 @@ from protocols.acme.model import (
     Order,
     OrderIdentifier,
     OrderStatus,
+    challenge_id,
 )
 from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_payload
+from protocols.acme.objects import OrderIdentifier as Wanted
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError
@@ -38,8 +41,6 @@ from protocols.acme.renewal import Renewals
 from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
-
-_IDENTIFIERS = {"dns": dns_identifier, "ip": ip_identifier}
 
 
 class Orders:
@@ -70,11 +71,9 @@ class Orders:
         account = self._agreed(exchange)
         wanted = decode_payload(NewOrder, exchange.payload)
         profile = self._profile(exchange.profile)
-        identifiers = self._identifiers([(item.type, item.value) for item in wanted.identifiers])
+        identifiers = await self._identifiers(exchange, profile, wanted.identifiers)
         names = tuple(item.identifier for item in identifiers)
-        denials = await self._denials(exchange, profile, names) or decide_validity(
-            profile, wanted.notBefore, wanted.notAfter, exchange.now
-        )
+        denials = decide_validity(profile, wanted.notBefore, wanted.notAfter, exchange.now)
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
@@ -123,15 +122,11 @@ class Orders:
         account = self._agreed(exchange)
         wanted = decode_payload(NewAuthorization, exchange.payload).identifier
         profile = self._profile(exchange.profile)
-        name = self._identifiers([(wanted.type, wanted.value)])[0].identifier
-        denials = await self._denials(exchange, profile, (name,), counted=False)
+        name = (await self._identifiers(exchange, profile, (wanted,), counted=False))[0].identifier
         if name.is_wildcard:
-            denials = (
-                Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name),
-            )
-        if denials:
-            await self._record_refusal(exchange, profile.name, (name,), denials[0])
-            raise refusal(denials)
+            deny = Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name)
+            await self._record_refusal(exchange, profile.name, (name,), deny)
+            raise refusal((deny,))
         candidate = self._authorization(account, name, exchange.now, exchange.now + self._options.order_lifetime)
         event = exchange.event(
             EventType.AUTHORIZATION_CREATED,
@@ -169,11 +164,43 @@ class Orders:
         await self._record_refusal(exchange, profile, names, deny)
         raise CaError(ErrorKind.MALFORMED, deny.detail, rule=deny.rule)
 
+    async def _identifiers(
+        self, exchange: Exchange, profile: Profile, wanted: Sequence[Wanted], *, counted: bool = True
+    ) -> tuple[OrderIdentifier, ...]:
+        """What is asked for, where all may be had; or one error for all that may not, on record if policy says no.
+
+        `counted`: in a certificate, which the quota of the account's external account key must have room for.
+        """
+        if not wanted:
+            raise CaError(ErrorKind.MALFORMED, "an order names at least one identifier")
+        if len(wanted) > self._options.max_identifiers:
+            raise CaError(ErrorKind.MALFORMED, f"an order names at most {self._options.max_identifiers} identifiers")
+        identifiers, wrong = read_identifiers(wanted)
+        names = tuple(item.identifier for item in identifiers)
+        denials = await self._denials(exchange, profile, names, counted=counted and not wrong) if names else ()
+        if denials:
+            await self._record_refusal(exchange, profile.name, names, denials[0])
+        wrong += denied(denials)
+        if wrong:
+            raise refused(wrong, len(wanted))
+        if denials:
+            raise refusal(denials)
+        return identifiers
+
     async def _denials(
-        self, exchange: Exchange, profile: Profile, names: Sequence[Identifier], *, counted: bool = True
+        self, exchange: Exchange, profile: Profile, names: Sequence[Identifier], *, counted: bool
     ) -> tuple[Deny, ...]:
-        return decide_identifiers(profile, names, exchange.requester()) or await self._binding_denials(
-            exchange, profile.name, names, counted=counted
+        denials = decide_identifiers(profile, names, exchange.requester()) or tuple(
+            Deny("names.challenge", f"no challenge of this server can show control of {name.value!r}", name)
+            for name in names
+            if not self._applicable(name)
+        )
+        return denials or await self._binding_denials(exchange, profile.name, names, counted=counted)
+
+    def _applicable(self, name: Identifier) -> tuple[str, ...]:
+        """The challenges that can be offered for a name."""
+        return tuple(
+            kind for kind, validator in self._validators.items() if validator.applies(name.base, name.is_wildcard)
         )
 
     async def _binding_denials(
@@ -197,50 +224,13 @@ class Orders:
             raise CaError(ErrorKind.NOT_FOUND, f"there is no profile {name!r}")
         return profile
 
-    def _identifiers(self, wanted: Sequence[tuple[str, str]]) -> tuple[OrderIdentifier, ...]:
-        if not wanted:
-            raise CaError(ErrorKind.MALFORMED, "an order names at least one identifier")
-        if len(wanted) > self._options.max_identifiers:
-            raise CaError(ErrorKind.MALFORMED, f"an order names at most {self._options.max_identifiers} identifiers")
-        found: dict[Identifier, OrderIdentifier] = {}
-        wrong: list[SubError] = []
-        for kind, value in wanted:
-            try:
-                parse = _IDENTIFIERS[kind]
-            except KeyError:
-                shown = kind[:50] if kind.isprintable() else "?"
-                raise CaError(
-                    ErrorKind.UNSUPPORTED_IDENTIFIER, f"identifiers of type {shown!r} are not supported; use dns or ip"
-                ) from None
-            try:
-                identifier = parse(value)
-            except InvalidNameError as error:
-                wrong.append(
-                    SubError(ErrorKind.REJECTED_IDENTIFIER, str(error), Identifier(IdentifierType(kind), value[:255]))
-                )
-                continue
-            found.setdefault(identifier, OrderIdentifier(identifier, value))
-        if len(wrong) == 1 and len(wanted) == 1:
-            raise CaError(wrong[0].kind, wrong[0].detail, rule="names.syntax")
-        if wrong:
-            raise CaError(
-                ErrorKind.REJECTED_IDENTIFIER,
-                f"{len(wrong)} of the identifiers are no valid names",
-                rule="names.syntax",
-                suberrors=tuple(wrong),
-            )
-        return tuple(found.values())
-
     def _authorization(self, account: Account, name: Identifier, now: datetime, expires: datetime) -> Authorization:
         authorization_id = new_id()
         token = token_urlsafe(32)
         challenges = tuple(
-            Challenge(new_id(), authorization_id, kind, token)
-            for kind, validator in self._validators.items()
-            if validator.applies(name.base, name.is_wildcard)
+            Challenge(challenge_id(authorization_id, kind), authorization_id, kind, token)
+            for kind in self._applicable(name)
         )
-        if not challenges:
-            raise CaError(ErrorKind.REJECTED_IDENTIFIER, f"no challenge can show control of {name.value!r}")
         return Authorization(
             id=authorization_id,
             account_id=account.id,

@@ -89,11 +89,15 @@ class OrderWork:
 
 @dataclass(frozen=True, slots=True)
 class ChallengeWork:
-    """A challenge in processing with what its validation needs; `thumbprint` is of the account's key."""
+    """A challenge in processing with what its validation needs; `thumbprint` is of the account's key.
+
+    `former_thumbprints` are of the keys that it had before, where the challenge is dns-persist-01.
+    """
 
     challenge: Challenge
     authorization: Authorization
     thumbprint: str
+    former_thumbprints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,8 @@ class AcmeStore(Protocol):
         self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> KeyHolder:
         """Give a valid account the key of that thumbprint in place of the one in `account`, and nothing else.
+
+        The thumbprint of the key that it had is remembered.
 
         The account that has the key is returned as it stands, also where it is this one. UNAUTHENTICATED where the
         account is not valid, or has another key than `account` says (any more).
@@ -236,7 +242,8 @@ class AcmeStore(Protocol):
     ) -> bool:
         """Take a pending challenge of a pending authorization to processing, its first attempt counted.
 
-        False where it is not pending; RATE_LIMITED where the account has `max_processing` in processing.
+        Of several calls, by whatever processes, one is told True. False where it is not pending; RATE_LIMITED where
+        the account has `max_processing` in processing.
         """
 
     async def claim_challenges(

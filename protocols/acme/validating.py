@@ -19,12 +19,12 @@ from ca_server.core.audit import EventFactory
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import Draw
-from protocols.acme.model import Authorization, Challenge, ChallengeStatus
+from protocols.acme.model import DNS_PERSIST, Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
 from protocols.acme.urls import Urls
-from protocols.acme.validation import ValidationProblem, ValidationTarget, Validator, key_authorization
+from protocols.acme.validation import Evidence, ValidationProblem, ValidationTarget, Validator, key_authorization
 
 _log = structlog.get_logger(__name__)
 
@@ -112,7 +112,9 @@ class Validating:
             await self._finish(found, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
-        self._add(_Job(Work(challenge.id, account_id), lessee.until, found))
+        # What dns-persist-01 needs beyond this is in the database alone.
+        known = None if challenge.type == DNS_PERSIST else found
+        self._add(_Job(Work(challenge.id, account_id), lessee.until, known))
         return begun
 
     async def resume(self, *, restarted: bool = False) -> int:
@@ -226,8 +228,12 @@ class Validating:
             return None
         job.found = found
         limit = self._options.validation_attempts
-        problem = _INTERRUPTED if job.work.attempt > limit else await self._try(found)
-        if problem is None or not problem.retryable or job.work.attempt >= limit:
+        seen = _INTERRUPTED if job.work.attempt > limit else await self._try(found)
+        if not isinstance(seen, ValidationProblem):
+            await self._finish(found, None, seen)
+            return None
+        problem = seen
+        if not problem.retryable or job.work.attempt >= limit:
             await self._finish(found, problem)
             return None
         _log.info("validation attempt failed", challenge=job.work.id, attempt=job.work.attempt, saw=problem.detail)
@@ -239,7 +245,7 @@ class Validating:
         job.lease_until = lessee.until
         return pause
 
-    async def _try(self, found: ChallengeWork) -> ValidationProblem | None:
+    async def _try(self, found: ChallengeWork) -> ValidationProblem | Evidence | None:
         """Validate once; what a validator raises is a failed attempt."""
         challenge, authorization = found.challenge, found.authorization
         validator = self._validators.get(challenge.type)
@@ -250,6 +256,9 @@ class Validating:
             challenge.token,
             key_authorization(challenge.token, found.thumbprint),
             self._urls.account(authorization.account_id),
+            account_hash_prefix=self._urls.account_hash_prefix(),
+            thumbprints=(found.thumbprint, *found.former_thumbprints),
+            covers_more=authorization.wildcard,
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -258,13 +267,23 @@ class Validating:
             _log.exception("a validator failed", challenge=challenge.id, type=challenge.type)
             return _FAILED
 
-    async def _finish(self, found: ChallengeWork, problem: ValidationProblem | None, **extra: str) -> None:
+    async def _finish(
+        self,
+        found: ChallengeWork,
+        problem: ValidationProblem | None,
+        evidence: Evidence | None = None,
+        **extra: str,
+    ) -> None:
         now = datetime.now(UTC)
         challenge, authorization = found.challenge, found.authorization
         if problem is None and now >= authorization.expires_at:
             problem = ValidationProblem(
                 "unauthorized", "the authorization expired before it was validated", retryable=False
             )
+        valid_until = now + self._options.authorization_lifetime
+        if evidence is not None:
+            extra |= evidence.details
+            valid_until = min(valid_until, evidence.until or valid_until)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
             outcome=Outcome.SUCCESS if problem is None else Outcome.FAILURE,
@@ -279,7 +298,7 @@ class Validating:
             self._holder,
             None if problem is None else _document(problem),
             now,
-            now + self._options.authorization_lifetime,
+            valid_until,
             [event],
             self._failure(authorization, problem),
         )

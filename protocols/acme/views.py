@@ -21,7 +21,7 @@ from protocols.acme.certid import CertIdError
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
 from protocols.acme.jwk import JwsError
-from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
+from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import ContactError, PayloadError
 from protocols.acme.options import MAX_JWS, AcmeOptions
@@ -32,7 +32,7 @@ from protocols.acme.refusals import Refusals
 from protocols.acme.rendering import response as problem_response
 from protocols.acme.renewal import Renewals
 from protocols.acme.revocation import Revocations
-from protocols.acme.urls import ID, Urls, is_id
+from protocols.acme.urls import CHALLENGE_ID, ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
 from protocols.acme.validation import validators
 from protocols.acme.watch import CoreWatch
@@ -74,7 +74,7 @@ class AcmeFrontEnd:
         observe_limit: Callable[[str], None] = lambda _limit: None,
     ) -> None:
         holder = events.process
-        checks = validators(options.validation)
+        checks = validators(options.validation, options.challenges)
         self._options = options
         self._store = store
         self._profiles = profiles
@@ -91,7 +91,9 @@ class AcmeFrontEnd:
         self._accounts = Accounts(options, store, core, self._urls)
         self._renewals = Renewals(options, store)
         self._orders = Orders(options, store, profiles, checks, self._issuing, self._renewals, self._urls)
-        self._authorizations = Authorizations(store, self._validating, self._urls)
+        self._authorizations = Authorizations(
+            store, self._validating, self._urls, options.validation.issuer_domain_names
+        )
         self._revocations = Revocations(store, core)
         self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
@@ -184,7 +186,7 @@ class AcmeFrontEnd:
         add("POST", f"/acme/order/{which}", self._signed(self._order))
         add("POST", f"/acme/order/{which}/finalize", self._signed(self._finalize))
         add("POST", f"/acme/authorization/{which}", self._signed(self._authorization))
-        add("POST", f"/acme/challenge/{which}", self._signed(self._challenge))
+        add("POST", f"/acme/challenge/{{id:{CHALLENGE_ID}}}", self._signed(self._challenge))
         add("POST", f"/acme/certificate/{which}", self._signed(self._certificate))
         add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
 
@@ -282,6 +284,9 @@ class AcmeFrontEnd:
             meta["caaIdentities"] = list(self._options.caa_identities)
         if self._options.require_eab:
             meta["externalAccountRequired"] = True
+        if DNS_PERSIST in self._options.challenges:
+            meta["issuerDomainNames"] = list(self._options.validation.issuer_domain_names)
+            meta["accountHashPrefix"] = self._urls.account_hash_prefix()
         directory = {
             "newNonce": self._urls.entry("new-nonce", profile),
             "newAccount": self._urls.entry("new-account", profile),

@@ -1,17 +1,20 @@
 """Challenge validation (RFC 8555 section 8): one file per type, one registry."""
 
 from protocols.acme.validation.model import (
+    Evidence,
     ValidationPolicy,
     ValidationProblem,
     ValidationTarget,
     Validator,
     key_authorization,
 )
-from protocols.acme.validation.registry import validators
+from protocols.acme.validation.registry import USUAL_CHALLENGES, validators
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 __all__ = [
+    "USUAL_CHALLENGES",
     "DnsFailure",
+    "Evidence",
     "Resolver",
     "ValidationPolicy",
     "ValidationProblem",

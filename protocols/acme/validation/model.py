@@ -1,6 +1,8 @@
 """What validators take and give, and the policy that bounds what they may do to the network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
@@ -29,6 +31,20 @@ class ValidationTarget:
     key_authorization: str
     account_url: str
     """The `kid` of the account that asks."""
+    account_hash_prefix: str = ""
+    """What its hashed URIs begin with."""
+    thumbprints: tuple[str, ...] = ()
+    """Of the account's key and, for records that outlive it, of those that it had before."""
+    covers_more: bool = False
+    """Whether control of wildcards, or of all names below, is to be shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a validation saw that is kept with it, and until when at most it is worth anything."""
+
+    details: Mapping[str, str]
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,8 @@ class ValidationPolicy:
     nameservers: tuple[str, ...] = ()
     """`ip`, `ip:port` or `[ipv6]:port`; empty: the system's resolver."""
     dns_timeout: float = 5.0
+    issuer_domain_names: tuple[str, ...] = ()
+    """What records of dns-persist-01 call this CA, in lower-case A-labels; 10 at most."""
 
     def permits(self, address: IPAddress) -> bool:
         """Whether validation may connect to the address: nothing that it leads to is denied, all is allowed.
@@ -113,8 +131,11 @@ class Validator(Protocol):
         """Whether the challenge can be offered for the identifier."""
         ...
 
-    async def validate(self, target: ValidationTarget) -> ValidationProblem | None:
-        """Try once, within the time of the policy: None where control was shown. Never raises for what peers do."""
+    async def validate(self, target: ValidationTarget) -> ValidationProblem | Evidence | None:
+        """Try once, within the time of the policy: no problem where control was shown, and its evidence if it has any.
+
+        Never raises for what peers do.
+        """
         ...
 
 

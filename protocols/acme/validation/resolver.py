@@ -29,12 +29,13 @@ _LOOPBACK: tuple[IPAddress, ...] = (ip_address("127.0.0.1"), ip_address("::1"))
 
 
 class DnsFailure(Exception):  # noqa: N818 - not an error of ours: the answer of the network
-    """There is no usable answer; `retryable` where one may come soon."""
+    """There is no usable answer; `retryable` where one may come soon, `missing` where there is no such name."""
 
-    def __init__(self, detail: str, *, retryable: bool) -> None:
+    def __init__(self, detail: str, *, retryable: bool, missing: bool = False) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retryable = retryable
+        self.missing = missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Resolver:
         except (TimeoutError, dns.exception.Timeout) as error:
             raise DnsFailure(f"no nameserver answered for {what} in {self._timeout:g} s", retryable=True) from error
         except dns.resolver.NXDOMAIN as error:
-            raise DnsFailure(f"{what}: no such name (NXDOMAIN)", retryable=True) from error
+            raise DnsFailure(f"{what}: no such name (NXDOMAIN)", retryable=True, missing=True) from error
         except dns.resolver.NoNameservers as error:
             raise DnsFailure(f"{what}: {_rcode(error)}", retryable=True) from error
         except dns.resolver.NoResolverConfiguration as error:

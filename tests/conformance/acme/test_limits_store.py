@@ -60,7 +60,7 @@ def authorization(name, account_id="account-one"):
         AuthorizationStatus.PENDING,
         NOW,
         LATER,
-        (Challenge(f"challenge-{name}", f"of-{name}", "http-01", "token"),),
+        (Challenge(f"of-{name}/http-01", f"of-{name}", "http-01", "token"),),
     )
 
 
@@ -197,8 +197,8 @@ async def test_an_order_is_finalized_once_and_taken_once(nodes, databases):
     lessee = Lessee("node/one/x", NOW, timedelta(minutes=1))
     for name in ("x", "y"):
         await create(first, name, [])
-        assert await first.begin_challenge("account-one", f"challenge-{name}", lessee, 10, None)
-        work = await first.challenge_work(f"challenge-{name}")
+        assert await first.begin_challenge("account-one", f"of-{name}/http-01", lessee, 10, None)
+        work = await first.challenge_work(f"of-{name}/http-01")
         assert await first.finish_challenge(work, lessee.holder, None, NOW, LATER, [])
     draws = [limit("names", "1 per 1h")]
     assert await first.begin_finalize("account-one", "x", b"csr", lessee, None, draws)
@@ -218,16 +218,16 @@ async def test_failures_are_counted_whether_or_not_there_is_room(nodes, database
     for name in ("x", "y", "z", "last"):
         await create(first, name, [])
     for name in ("x", "y", "z"):
-        assert await first.begin_challenge("account-one", f"challenge-{name}", lessee, 10, None, look)
+        assert await first.begin_challenge("account-one", f"of-{name}/http-01", lessee, 10, None, look)
     for name in ("x", "y", "z"):
-        work = await first.challenge_work(f"challenge-{name}")
+        work = await first.challenge_work(f"of-{name}/http-01")
         assert await second.finish_challenge(work, lessee.holder, b"{}", NOW, LATER, [], draws)
         assert not await second.finish_challenge(work, lessee.holder, b"{}", NOW, LATER, [], draws), "it is settled"
     with pytest.raises(CaError) as refused:
-        await second.begin_challenge("account-one", "challenge-last", lessee, 10, None, look)
+        await second.begin_challenge("account-one", "of-last/http-01", lessee, 10, None, look)
     assert refused.value.retry_after == 1800, "the third did not make it longer"
     later = Lessee("node/one/x", NOW + timedelta(minutes=30), timedelta(minutes=1))
-    assert await second.begin_challenge("account-one", "challenge-last", later, 10, None, look)
+    assert await second.begin_challenge("account-one", "of-last/http-01", later, 10, None, look)
     assert len(await arrivals(databases[0])) == 1
 
 
