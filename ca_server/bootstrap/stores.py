@@ -15,6 +15,7 @@ from ca_server.store.incidents import SqlIncidentStore
 from ca_server.store.inventory import SqlInventory
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
+from ca_server.store.limits import SqlLimitStore
 from ca_server.store.migrate import migrate, schema_state
 from ca_server.store.profiles import SqlProfileStore
 from ca_server.store.revocation import SqlRevocationStore
@@ -35,6 +36,7 @@ class Stores:
     audit: SqlAuditStore
     inventory: SqlInventory
     incidents: SqlIncidentStore
+    limits: SqlLimitStore
 
 
 def database_url(home: Home, settings: Settings) -> str:
@@ -102,6 +104,7 @@ async def open_stores(home: Home, settings: Settings, *, as_front: bool = False)
             audit=SqlAuditStore(database),
             inventory=SqlInventory(database),
             incidents=SqlIncidentStore(database),
+            limits=SqlLimitStore(database),
         )
     finally:
         await database.close()

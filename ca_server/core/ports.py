@@ -189,6 +189,13 @@ class UnblockKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetLimit:
+    """Give a key of a rate limit back what was taken from it."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreateIncident:
     """Have clients renew, from now on, the certificates issued so far that any target names."""
 
@@ -246,6 +253,9 @@ class AdminPort(Protocol):
 
     async def unblock_key(self, request: UnblockKey) -> Done:
         """Take a public key off the blocklist."""
+
+    async def reset_limit(self, request: ResetLimit) -> Done:
+        """Give a key of a rate limit back what was taken from it."""
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         """Begin an incident. MALFORMED; NOT_FOUND where there is no such issuer or key."""
@@ -564,6 +574,13 @@ class EabStore(Protocol):
         RATE_LIMITED where one of its draws has no room. An account with the same key thumbprint is returned as it
         stands, and nothing is used up or recorded.
         """
+
+
+class LimitStore(Protocol):
+    """Rate limits."""
+
+    async def reset_limit(self, key: str, now: datetime, events: Sequence[AuditEvent]) -> bool:
+        """Give a key its whole burst back; false (and no events) where nothing is taken from it."""
 
 
 class IncidentStore(Protocol):

@@ -55,6 +55,8 @@ class EventType(StrEnum):
     EAB_DISABLED = "eab.disabled"
     EAB_UPDATED = "eab.updated"
     EAB_USED = "eab.used"
+    LIMIT_RESET = "limit.reset"
+    """An operator gave a key of a rate limit back what was taken from it."""
     INCIDENT_CREATED = "incident.created"
     INCIDENT_ENDED = "incident.ended"
     ACCESS_REFUSED = "access.refused"

@@ -17,6 +17,7 @@ from ca_server.core.ports import (
     PublishCrl,
     Reload,
     Reloaded,
+    ResetLimit,
     UnblockKey,
     UpdateEab,
 )
@@ -37,6 +38,7 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("disable_eab", DisableEab, Done, idempotent=False, timeout=120.0),
         Operation("block_key", BlockKey, Done, idempotent=False),
         Operation("unblock_key", UnblockKey, Done, idempotent=False),
+        Operation("reset_limit", ResetLimit, Done, idempotent=False),
         Operation("create_incident", CreateIncident, Incident, idempotent=False),
         Operation("end_incident", EndIncident, Done, idempotent=False),
         Operation("reload", Reload, Reloaded, idempotent=True),
@@ -76,6 +78,9 @@ class RpcAdminPort(AdminPort):
 
     async def unblock_key(self, request: UnblockKey) -> Done:
         return cast(Done, await self._client.call("unblock_key", request))
+
+    async def reset_limit(self, request: ResetLimit) -> Done:
+        return cast(Done, await self._client.call("reset_limit", request))
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         return cast(Incident, await self._client.call("create_incident", request))

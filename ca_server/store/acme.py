@@ -283,15 +283,21 @@ class SqlAcmeStore:
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        draws: Sequence[Draw] = (),
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
             found, created = preauthorize(connection, candidate, max_open)
             if created:
+                draw(connection, draws, candidate.created_at)
                 insert_events(connection, events)
             return found
 
-        return await self._write(work, account_id=candidate.account_id, nonce=nonce)
+        return await self._write(work, account_id=candidate.account_id, nonce=nonce, draws=draws)
 
     async def authorization(self, authorization_id: str) -> Authorization | None:
         found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from cryptography import x509
 from sqlalchemy import Connection, Integer, bindparam, exists, func, insert, select, type_coerce, update
 
 from ca_server.domain.bindings import EabKey
-from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.rates import Rate, admit
@@ -25,8 +23,7 @@ from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
 from ca_server.store.statements import Prepared, is_literally
 from ca_server.store.tables import certificate_names, certificates, eab_keys, eab_renewals, enrollments, intents
-from protocols.acme.certid import certid_of
-from protocols.acme.renewal import renewal_window
+from protocols.acme.renewal import is_due
 
 _ACME: Final = Protocol.ACME.value
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -191,18 +188,11 @@ def _renewed(connection: Connection, account_id: str, names: Sequence[str], now:
     parameters = {"first_reversed": first.lower()[::-1], "of_account": account_id, "now": now}
     rows = connection.execute(_SAME_ACCOUNT, parameters).all()
     for row, record in zip(rows, records_of(connection, rows), strict=True):
-        if frozenset(record.names) == wanted and _is_due(connection, record, now):
+        if frozenset(record.names) != wanted:
+            continue
+        if is_due(record, None, now) or is_due(record, incident_of(connection, record), now):
             return int(row.id)
     return None
-
-
-def _is_due(connection: Connection, record: CertificateRecord, now: datetime) -> bool:
-    certid = certid_of(x509.load_der_x509_certificate(record.certificate_der))
-    if certid is None:
-        return False
-    if renewal_window(certid, record, None, now).start <= now:
-        return True
-    return renewal_window(certid, record, incident_of(connection, record), now).start <= now
 
 
 def _record_renewal(connection: Connection, certificate_id: int, enrollment_id: int) -> None:

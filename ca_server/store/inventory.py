@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
 
 from ca_server.domain.certificates import CertificateRecord
-from ca_server.store.acme_limits import StandingLimit, standing_limits
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.database import Database
 from ca_server.store.tables import certificate_names, certificates, issuers
@@ -101,10 +100,6 @@ class SqlInventory:
             return {status: counts.get(status, 0) for status in InventoryStatus}
 
         return await self._database.read(query)
-
-    async def limits(self, now: datetime, limit: int, *, refusing: bool = False) -> tuple[StandingLimit, ...]:
-        """Keys of rate limits that something was taken from, those that are whole again last first."""
-        return await self._database.read(lambda connection: standing_limits(connection, now, limit, refusing=refusing))
 
 
 def _begins_with(column: ColumnElement[Any], prefix: str, beyond: str) -> ColumnElement[bool]:

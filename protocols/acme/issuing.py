@@ -1,7 +1,7 @@
 """Issuing in the background: finalized orders are worked on under a lease until they have a certificate or an error."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -17,6 +17,7 @@ from ca_server.domain.bindings import QUOTA_RULES
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
+from ca_server.domain.rates import Draw
 from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, Lessee, NonceUse, OrderWork, Work
@@ -93,13 +94,14 @@ class Issuing:
     def _lessee(self, pause: float = 0.0) -> Lessee:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
-    async def begin(self, order: Order, csr_der: bytes, nonce: NonceUse | None) -> Order | None:
+    async def begin(
+        self, order: Order, csr_der: bytes, nonce: NonceUse | None, draws: Sequence[Draw] = ()
+    ) -> Order | None:
         """Take a ready order to processing, committed with its CSR, and start work; None where it is not ready.
 
-        RATE_LIMITED, and the order stays ready, where a limit on its names has no room.
+        RATE_LIMITED, and the order stays ready, where one of its draws has no room.
         """
         lessee = self._lessee()
-        draws = self._options.limits.certificate(order)
         if not await self._store.begin_finalize(order.account_id, order.id, csr_der, lessee, nonce, draws):
             return None
         self._start(Work(order.id, order.account_id))

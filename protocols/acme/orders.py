@@ -13,7 +13,7 @@ from ca_server.core.keycheck import check_key
 from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
-from ca_server.domain.certificates import IssuedCertificate
+from ca_server.domain.certificates import CertificateRecord, IssuedCertificate
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
@@ -77,7 +77,7 @@ class Orders:
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
-        await self._check_replaces(exchange, profile.name, names, wanted.replaces)
+        replaced = await self._check_replaces(exchange, profile.name, names, wanted.replaces)
         order_id = new_id()
         expires = exchange.now + self._options.order_lifetime
         order = Order(
@@ -104,6 +104,8 @@ class Orders:
             extra={} if wanted.replaces is None else {"replaces": wanted.replaces},
         )
         draws = self._options.limits.new_order(order)
+        if draws and await self._renews(order, replaced):
+            draws = self._options.limits.new_order(order, renews=True)
         bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names, draws)
         try:
             created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
@@ -134,8 +136,9 @@ class Orders:
             profile=profile.name,
             names=(str(name),),
         )
+        draws = self._options.limits.validation(candidate, failed=False)
         found = await self._store.create_authorization(
-            candidate, self._options.max_open_authorizations, [event], exchange.nonce
+            candidate, self._options.max_open_authorizations, [event], exchange.nonce, draws
         )
         exchange.nonce_used()
         return found
@@ -149,10 +152,10 @@ class Orders:
 
     async def _check_replaces(
         self, exchange: Exchange, profile: str, names: Sequence[Identifier], replaces: str | None
-    ) -> None:
+    ) -> CertificateRecord | None:
         """What an order replaces is a certificate of its account with a name of the order's (RFC 9773 section 5)."""
         if replaces is None:
-            return
+            return None
         record = await self._renewals.find(parse_certid(replaces))
         if record is None or record.requester_id != exchange.own_account.id:
             # The same answer for both: who has which certificate is nobody else's business.
@@ -160,9 +163,14 @@ class Orders:
         elif not {str(name) for name in names}.intersection(record.names):
             deny = Deny("acme.replaces", "the certificate that the order replaces has none of the order's names")
         else:
-            return
+            return record
         await self._record_refusal(exchange, profile, names, deny)
         raise CaError(ErrorKind.MALFORMED, deny.detail, rule=deny.rule)
+
+    async def _renews(self, order: Order, replaced: CertificateRecord | None) -> bool:
+        """Whether an order that replaces a certificate is one that limits don't count: with the same names, in time."""
+        names = frozenset(str(item.identifier) for item in order.identifiers)
+        return replaced is not None and await self._renewals.is_due(replaced, names, order.created_at)
 
     async def _identifiers(
         self, exchange: Exchange, profile: Profile, wanted: Sequence[Wanted], *, counted: bool = True
@@ -264,7 +272,11 @@ class Orders:
         if status is not OrderStatus.READY:
             raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
         await self._check(exchange, order, csr_der)
-        begun = await self._issuing.begin(order, csr_der, exchange.nonce)
+        draws = self._options.limits.certificate(order)
+        if draws and order.replaces is not None:
+            replaced = await self._renewals.find(parse_certid(order.replaces))
+            draws = () if await self._renews(order, replaced) else draws
+        begun = await self._issuing.begin(order, csr_der, exchange.nonce, draws)
         exchange.nonce_used()
         if begun is None:
             # Another finalize of this order came first.

@@ -196,7 +196,12 @@ class AcmeStore(Protocol):
         """
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        draws: Sequence[Draw] = (),
     ) -> Authorization:
         """The account's valid authorization for the name, or else the candidate, created (RFC 8555 section 7.4.1).
 

@@ -77,6 +77,12 @@ def renewal_window(certid: CertId, record: CertificateRecord, incident: Incident
     return Window(incident.created_at, incident.created_at + length)
 
 
+def is_due(record: CertificateRecord, incident: Incident | None, now: datetime) -> bool:
+    """Whether the window of a certificate has begun."""
+    certid = certid_of(x509.load_der_x509_certificate(record.certificate_der))
+    return certid is not None and renewal_window(certid, record, incident, now).start <= now
+
+
 def pause(certid: CertId, lifetime: timedelta, longest: timedelta) -> timedelta:
     """How long a client waits between two looks at a certificate's renewal information.
 
@@ -112,6 +118,12 @@ class Renewals:
         until = pause(certid, lifetime, self._options.renewal_retry_after)
         explanation = incident.explanation_url if incident is not None and moved else ""
         return RenewalInfo(window, int(until.total_seconds()), explanation)
+
+    async def is_due(self, record: CertificateRecord, names: frozenset[str], now: datetime) -> bool:
+        """Whether a certificate for these names (as `type:value`) renews that one, inside its window or after it."""
+        if frozenset(record.names) != names or record.not_after <= now:
+            return False
+        return is_due(record, None, now) or is_due(record, await self._store.incident_of(record), now)
 
     async def find(self, certid: CertId) -> CertificateRecord | None:
         """The certificate that an ACME account was given: the serial number finds it, its issuer's key confirms it."""

@@ -34,6 +34,9 @@ GROWING = frozenset(
     }
 )
 
+PARTS = ("_processing", "_live")
+"""Ends of the names of indexes that have the unfinished alone."""
+
 RATES = tuple(
     f"acme.limits.{field.name}=1000 per 1h"
     for field in msgspec.structs.fields(AcmeLimitSettings)
@@ -93,4 +96,4 @@ def renew_early(client: AcmeClient, leaf: x509.Certificate) -> None:
 def is_whole_table(step: str) -> bool:
     """Whether a step of a plan reads a growing table from end to end; an index over a part of the rows is no whole."""
     words = step.split()
-    return words[0] == "SCAN" and words[1] in GROWING and not words[-1].endswith("_processing")
+    return words[0] == "SCAN" and words[1] in GROWING and not words[-1].endswith(PARTS)

@@ -554,14 +554,20 @@ def test_eab_mistakes(server: Server) -> None:
 
 def test_acme_limits(server: Server) -> None:
     """The first account has taken all, the other one three of seven; each takes an hour to come back."""
-    listed = told(server, "acme", "limits")
+    listed = told(server, "acme", "limits", "list")
     assert [row["refuses"] for row in listed] == [True, False]
     assert all(row["key"].startswith("default/orders_per_account/") for row in listed)
     whole = [datetime.fromisoformat(row["whole_at"]) - datetime.now(UTC) for row in listed]
     assert timedelta(hours=2) < whole[1] <= timedelta(hours=3) < timedelta(hours=6) < whole[0] <= timedelta(hours=7)
-    assert told(server, "acme", "limits", "--refusing") == listed[:1]
-    assert told(server, "acme", "limits", "--limit", "1") == listed[:1]
-    assert listed[1]["key"] in server.cli("acme", "limits").stdout
+    assert told(server, "acme", "limits", "list", "--refusing") == listed[:1]
+    assert told(server, "acme", "limits", "list", "--limit", "1") == listed[:1]
+    assert listed[1]["key"] in server.cli("acme", "limits", "list").stdout
+    key = listed[1]["key"]
+    assert server.cli("acme", "limits", "reset", key).stdout == f"reset {key}\n"
+    event = events(server, "--object", f"acme-limit:{key}")[-1]
+    assert (event["type"], event["actor"]) == ("limit.reset", ACTOR)
+    assert "nothing is taken from" in refusal(server, "acme", "limits", "reset", key, code=1)
+    assert told(server, "acme", "limits", "list") == listed[:1]
 
 
 # --- The audit log ------------------------------------------------------------------------------------------------
