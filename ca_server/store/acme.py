@@ -82,9 +82,9 @@ def account_lock(account_id: str) -> str:
     return f"acme-account:{account_id}"
 
 
-def key_lock(account: Account, thumbprint: str | None = None) -> str:
-    """Name of the lock under which a key, of that thumbprint or the account's own, gets its account."""
-    return f"acme-key:{account.tenant}:{thumbprint or account.key_thumbprint}"
+def key_lock(account: Account) -> str:
+    """Name of the lock under which an account's key gets its account."""
+    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
 
 
 class SqlAcmeStore:
@@ -186,17 +186,17 @@ class SqlAcmeStore:
         )
 
     async def change_account_key(
-        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account: Account, new: Account, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> KeyHolder:
         def work(connection: Connection) -> KeyHolder:
-            holder = change_account_key(connection, account, jwk, thumbprint)
+            holder = change_account_key(connection, account, new)
             if holder.changed:
                 insert_events(connection, events)
             return holder
 
         return await self._database.write(
             work,
-            locks=(account_lock(account.id), key_lock(account, thumbprint)),
+            locks=(account_lock(account.id), key_lock(new)),
             once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
         )
 

@@ -236,6 +236,8 @@ def _objection(found: OrderWork, now: datetime) -> CaError | None:
     """Why an order may not be issued (any more), whatever the core would say: what it was accepted on has changed."""
     if found.account_status is not AccountStatus.VALID:
         return CaError(ErrorKind.UNAUTHORIZED, f"the account is {found.account_status.value}", rule="acme.account")
+    if found.key_blocked:
+        return CaError(ErrorKind.UNAUTHORIZED, "the account's key is on the blocklist", rule="acme.account")
     for authorization in found.authorizations:
         status = authorization.status_at(now)
         if status is not AuthorizationStatus.VALID:

@@ -83,6 +83,8 @@ class OrderWork:
     authorizations: tuple[Authorization, ...]
     eab_kid: str | None
     """The external account key that let the account in."""
+    key_blocked: bool
+    """Whether the account's key is on the blocklist."""
     is_live: bool
     """Whether the core has a serial for it, and so is at work on it or died over it: it may yet get a certificate."""
 
@@ -165,9 +167,9 @@ class AcmeStore(Protocol):
         """Change what is not None of a valid account."""
 
     async def change_account_key(
-        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account: Account, new: Account, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> KeyHolder:
-        """Give a valid account the key of that thumbprint in place of the one in `account`, and nothing else.
+        """Give a valid account the key of `new` in place of the one in `account`, and nothing else.
 
         The thumbprint of the key that it had is remembered.
 

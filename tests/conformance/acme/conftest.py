@@ -280,6 +280,12 @@ class Key:
     def thumbprint(self) -> str:
         return b64url(hashlib.sha256(json.dumps(self.jwk, separators=(",", ":"), sort_keys=True).encode()).digest())
 
+    @property
+    def spki_sha256(self) -> bytes:
+        """What the blocklist has of it."""
+        spki = self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(spki).digest()
+
     def sign(self, data: bytes) -> bytes:
         match self.algorithm:
             case "ES256" | "ES384" | "ES512":
