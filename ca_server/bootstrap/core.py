@@ -25,6 +25,7 @@ from ca_server.core.incidents import Incidents
 from ca_server.core.issuance import Issuance
 from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
 from ca_server.core.jobs import Job, Jobs
+from ca_server.core.limits import LimitKeys
 from ca_server.core.lint import Linter
 from ca_server.core.ocsp import OcspResponder
 from ca_server.core.ports import Health, KeyStore, SigningKey, Welcome
@@ -114,6 +115,7 @@ class CoreRuntime:
             linter=linter,
             events=events,
             fence=lambda: fence,
+            bound_key=stores.eab.bound_key,
             evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
             caa_lifetime=timedelta(seconds=settings.acme.caa_max_age) + CAA_TO_SIGNATURE,
             observe_stage=metrics.stage,
@@ -350,6 +352,7 @@ class CoreRuntime:
             accounts=self.accounts,
             blocklist=Blocklist(self.stores.issuance, self.events),
             incidents=Incidents(self.stores.incidents, self.events),
+            limits=LimitKeys(self.stores.limits, self.events),
             reload=self.reload,
             health=self.health,
             gate=self.gate,
