@@ -283,17 +283,20 @@ class Orders:
         expires: datetime,
     ) -> list[Authorization]:
         """The authorization to make for each identifier: its own, or one that all names below a domain share."""
-        of_domains: dict[Identifier, Authorization] = {}
-        candidates = []
-        for item in identifiers:
-            name, above = item.identifier, item.ancestor
-            if above is None or name.is_wildcard or not self._may_cover_subdomains(profile, above):
-                candidates.append(self._authorization(account, name, now, expires))
-                continue
-            if above not in of_domains:
-                of_domains[above] = self._authorization(account, above, now, expires, subdomains=True)
-            candidates.append(of_domains[above])
-        return candidates
+        above = {
+            item.identifier: item.ancestor
+            for item in identifiers
+            if item.ancestor is not None
+            and not item.identifier.is_wildcard
+            and self._may_cover_subdomains(profile, item.ancestor)
+        }
+        shared = {
+            domain: self._authorization(account, domain, now, expires, subdomains=True)
+            for domain in set(above.values())
+        }
+        names = [item.identifier for item in identifiers]
+        # A domain that others of the order are validated by needs no other authorization itself.
+        return [shared.get(above.get(name, name)) or self._authorization(account, name, now, expires) for name in names]
 
     def _authorization(
         self, account: Account, name: Identifier, now: datetime, expires: datetime, *, subdomains: bool = False

@@ -282,6 +282,10 @@ def test_cert_show(server: Server) -> None:
     assert shown["key"] == "ec-p256"
     assert shown["requester"].startswith("acme:")
     assert shown["validated_by"] == "http-01"
+    (validation,) = shown["validations"]
+    assert (validation["name"], validation["method"]) == ("dns:six.other.test", "http-01")
+    assert validation["validated_at"] <= shown["issued_at"]
+    assert validation["evidence"]
     assert shown["source"] == "127.0.0.1"
     assert shown["request_id"]
     assert [event["type"] for event in shown["events"]][:2] == ["issuance.reserved", "issuance.stored"]
