@@ -141,7 +141,7 @@ async def _front_ends(
     }
     if "acme" in wanted:
         acme = AcmeFrontEnd(
-            options=_acme_options(settings, welcome),
+            options=acme_options(settings, welcome),
             store=SqlAcmeStore(stores.database, settings.server.tenant),
             core=core,
             profiles=book,
@@ -156,7 +156,8 @@ async def _front_ends(
     return registrars
 
 
-def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
+def acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
+    """The options of the ACME front-end, by the settings and by what the core says."""
     acme = settings.acme
     return AcmeOptions(
         external_url=settings.https_url,

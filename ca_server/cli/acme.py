@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ca_server.bootstrap.stores import open_stores
-from ca_server.cli import acme_account, acme_order
+from ca_server.cli import acme_account, acme_order, acme_simulate
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, open_settings, run
 from ca_server.cli.output import print_json, print_table
 from ca_server.store.acme_limits import StandingLimit
@@ -14,6 +14,7 @@ from ca_server.store.acme_limits import StandingLimit
 app = typer.Typer(help="Look at ACME accounts and orders, and at what they are held to.", no_args_is_help=True)
 app.add_typer(acme_order.app, name="order")
 app.add_typer(acme_account.app, name="account")
+app.command("simulate")(acme_simulate.simulate_order)
 
 
 @app.command("limits")

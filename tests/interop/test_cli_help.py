@@ -42,6 +42,7 @@ READERS = {
     "eab list",
     "incident list",
     "acme limits",
+    "acme simulate",
     "acme account list",
     "acme account show",
     "acme order list",
