@@ -193,6 +193,29 @@ async def test_the_life_of_an_order(world, records, csr):
     assert refused["request_id"]
 
 
+async def test_what_was_refused_before_there_was_an_order_is_told_of_its_account(world):
+    client = await world.client()
+    await client.order("a.elsewhere.example")
+    events = await events_of(SqlAuditStore(world.database), [f"acme:{id_of(client.kid)}"])
+    assert [(event["type"], event.get("rule")) for event in events] == [
+        ("account.created", None),
+        ("issuance.refused", "names.dns"),
+    ]
+
+
+async def test_an_attempt_at_dns_persist_01_tells_each_lookup(world, records):
+    policy = replace(world.options.validation, issuer_domain_names=("ca.example.test",))
+    await world.serve(replace(world.options, validation=policy, challenges=("dns-persist-01",)))
+    world.dns.records["_validation-persist.a.b.test", "TXT"] = ['"other.example; accounturi=x"']
+    order = await fail(await world.client(), "a.b.test", kind="dns-persist-01")
+    (attempt, _again) = attempts_of(await record_of(records, order))
+    assert attempt.seen[:2] == (
+        "TXT _validation-persist.a.b.test: 1 records",
+        "TXT _validation-persist.a.b.test: 'other.example; accounturi=x'",
+    )
+    assert attempt.seen[2].startswith("TXT _validation-persist.b.test: ")
+
+
 async def test_orders_are_found_by_name_account_status_and_time(world, records):
     world.resolve("a.test", "b.a.test")
     one, two = await world.client(), await world.client()
