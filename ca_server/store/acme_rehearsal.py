@@ -4,10 +4,10 @@ What a rehearsal makes, one order and its authorizations, is in memory, and all 
 validated: by the first challenge that is offered.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import NoReturn, cast
 
 from sqlalchemy import Connection
 
@@ -19,10 +19,9 @@ from ca_server.store.acme import SqlAcmeStore
 from ca_server.store.acme_authorizations import authorizations
 from ca_server.store.acme_limits import peek
 from ca_server.store.acme_orders import plan_order
+from ca_server.store.database import Database
 from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.ports import Lessee, NonceUse, OpenBounds, OrderWork
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +32,31 @@ class Stands:
     made: tuple[Authorization, ...]
 
 
+class _Readable:
+    """A database that takes no writes: whatever part of the store would write is an error, not a trace."""
+
+    def __init__(self, database: Database) -> None:
+        self.read = database.read
+        self.glance = database.glance
+
+    async def write(self, *_work: object, **_options: object) -> NoReturn:
+        raise CaError(ErrorKind.INTERNAL, "a rehearsal writes nothing")
+
+    write_in_bulk = write
+
+
 class RehearsalStore(SqlAcmeStore):
     """`AcmeStore` for one order that is never made. All fields are owned by the task of the rehearsal.
 
     `events` are those that would be on record; `asked` tells that an order passed policy and came to the limits.
     """
 
-    _order: Order | None = None
-    stands: Stands | None = None
-    asked: bool = False
-    events: tuple[AuditEvent, ...] = ()
-
-    async def _write(
-        self,
-        work: Callable[[Connection], T],  # noqa: ARG002
-        *,
-        account_id: str | None = None,  # noqa: ARG002
-        events: Sequence[AuditEvent] = (),  # noqa: ARG002
-        nonce: NonceUse | None = None,  # noqa: ARG002
-        draws: Sequence[Draw] = (),  # noqa: ARG002
-    ) -> T:
-        raise CaError(ErrorKind.INTERNAL, "a rehearsal writes nothing")
+    def __init__(self, database: Database, tenant: str = "default") -> None:
+        super().__init__(cast(Database, _Readable(database)), tenant)
+        self._order: Order | None = None
+        self.stands: Stands | None = None
+        self.asked = False
+        self.events: tuple[AuditEvent, ...] = ()
 
     async def record(self, events: Sequence[AuditEvent], nonce: NonceUse | None) -> None:  # noqa: ARG002
         self.events += tuple(events)

@@ -546,7 +546,6 @@ def test_acme_limits(server: Server) -> None:
     assert listed[1]["key"] in server.cli("acme", "limits").stdout
 
 
-@BOTH_WAYS
 def test_acme_order_show(server: Server) -> None:
     """From a name to the order, and from the order to what each attempt saw, the certificate and the log."""
     name = "three.cli.test"
@@ -572,9 +571,8 @@ def test_acme_order_show(server: Server) -> None:
     assert account["id"] in [each["id"] for each in told(server, "acme", "account", "list")]
 
 
-@BOTH_WAYS
 def test_acme_simulate(server: Server, tmp_path: Path) -> None:
-    """Beside a running server and without one; with the signature of nobody, and no line in the log."""
+    """Beside a running server, and with no trace in its log."""
     account = told(server, "acme", "order", "list", "--name", HELD[0])[0]["account"]
     leaves = len(server.cli("audit", "export").stdout.splitlines())
     asked = ("acme", "simulate", "--account", account, "--profile", "short")
@@ -589,13 +587,9 @@ def test_acme_simulate(server: Server, tmp_path: Path) -> None:
     names = x509.SubjectAlternativeName([x509.DNSName(HELD[0])])
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=False)
     weak.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
-    for options, step, rule in (
-        (("--name", "www.elsewhere.example"), "names", "names.dns"),
-        (("--name", HELD[0], "--csr", str(weak)), "csr", "keys.allowed"),
-    ):
-        done = run([server.command, *asked, *options, "--home", server.home, "--json"], expect=1)
-        last = json.loads(done.stdout)[-1]
-        assert (last["name"], last["verdict"], last["rule"]) == (step, "deny", rule)
+    options = ("--name", HELD[0], "--csr", str(weak), "--home", server.home, "--json")
+    last = json.loads(run([server.command, *asked, *options], expect=1).stdout)[-1]
+    assert (last["name"], last["verdict"], last["rule"]) == ("csr", "deny", "keys.allowed")
     assert len(server.cli("audit", "export").stdout.splitlines()) == leaves
 
 

@@ -210,5 +210,6 @@ async def test_limits_on_certificates(world, ask):
 async def test_whatever_would_be_written_is_an_error(world):
     """A change of the server that writes elsewhere must not make a simulation write."""
     store = RehearsalStore(world.database, "default")
-    with pytest.raises(CaError, match="writes nothing"):
-        await store.prune(NOW, 1)
+    for write in (store.prune(NOW, 1), store.forget_orders(["a"]), store.deactivate_account("a", b"{}", [], None)):
+        with pytest.raises(CaError, match="writes nothing"):
+            await write
