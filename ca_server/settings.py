@@ -194,6 +194,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     terms_of_service: str = ""
     website: str = ""
     caa_identities: tuple[str, ...] = ()
+    caa_max_age: Annotated[float, Meta(ge=0, le=86_400 * 7)] = 28_800
+    """How old the answers of DNS may be on which CAA lets an order pass; 0: always asked anew."""
     order_lifetime: Seconds = 86_400 * 7
     authorization_lifetime: Seconds = 86_400 * 30
     nonce_lifetime: Seconds = 3600
@@ -242,6 +244,9 @@ class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     nameservers: tuple[str, ...] = ()
     timeout: Seconds = 5
+    dnssec: Literal["off", "opportunistic", "require"] = "opportunistic"
+    """Opportunistic asks with CAA records whether the server has authenticated them, and puts that on record; require
+    takes no answer, to any lookup, that it has not."""
 
 
 class AuditSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

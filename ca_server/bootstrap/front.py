@@ -35,7 +35,7 @@ from ca_server.web.tls import ListenerTls
 from protocols.acme.chaos import Chaos, ChaosOptions
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
-from protocols.acme.validation import ValidationPolicy
+from protocols.acme.validation import Dnssec, ValidationPolicy
 from protocols.acme.views import AcmeFrontEnd
 from protocols.log.views import LogFrontEnd
 from protocols.status.views import StatusFrontEnd
@@ -149,6 +149,7 @@ async def _front_ends(
             nonce_key=welcome.nonce_key,
             observe_validation=metrics.validation,
             observe_limit=metrics.acme_limit,
+            observe_caa=metrics.acme_caa,
         )
         await acme.start()
         stack.push_async_callback(acme.stop)
@@ -171,6 +172,7 @@ def acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
             issuer_domain_names=tuple(name.lower() for name in acme.caa_identities),
             nameservers=settings.dns.nameservers,
             dns_timeout=settings.dns.timeout,
+            dnssec=Dnssec(settings.dns.dnssec),
         ),
         default_profile=settings.policy.default_profile,
         tenant=settings.server.tenant,
@@ -180,6 +182,7 @@ def acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         terms_of_service=acme.terms_of_service,
         website=acme.website,
         caa_identities=acme.caa_identities,
+        caa_max_age=timedelta(seconds=acme.caa_max_age),
         order_lifetime=timedelta(seconds=acme.order_lifetime),
         authorization_lifetime=timedelta(seconds=acme.authorization_lifetime),
         nonce_lifetime=timedelta(seconds=acme.nonce_lifetime),

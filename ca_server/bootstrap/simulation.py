@@ -8,7 +8,6 @@ import ipaddress
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from enum import StrEnum
 from typing import Final, cast
 
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from ca_server.bootstrap.front import acme_options
+from ca_server.bootstrap.pipeline import compose_pipeline
 from ca_server.bootstrap.stores import Stores, open_stores
 from ca_server.bootstrap.version import SOFTWARE
 from ca_server.core.audit import EventFactory
@@ -28,11 +28,13 @@ from ca_server.core.issuers import IssuerRegistry, UrlPlan
 from ca_server.core.lint import Linter
 from ca_server.core.ports import CorePort, KeyStore, SigningKey, Welcome
 from ca_server.core.profiles import ProfileBook
+from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate, Issuer
 from ca_server.domain.enrollment import EnrollmentRequest, Fence
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
 from ca_server.domain.names import Identifier, IdentifierType
+from ca_server.domain.profile_rules import CaaMode
 from ca_server.domain.profiles import Profile
 from ca_server.settings import Home, Settings
 from ca_server.store.acme_rehearsal import RehearsalStore
@@ -76,6 +78,8 @@ class Question:
     profile: str
     names: tuple[str, ...]
     csr_der: bytes | None = None
+    challenge: str = ""
+    """By which control of the names is shown, where it is offered; else, and where it is not, by the first."""
 
 
 async def simulate(home: Home, settings: Settings, question: Question) -> tuple[Step, ...]:
@@ -98,7 +102,7 @@ async def simulate(home: Home, settings: Settings, question: Question) -> tuple[
         return await decide_order(
             question,
             options=acme_options(settings, welcome),
-            store=RehearsalStore(stores.database, settings.server.tenant),
+            store=RehearsalStore(stores.database, settings.server.tenant, question.challenge),
             pipeline=await _pipeline(settings, stores, book, linter, events),
             profiles=book,
             events=events,
@@ -133,16 +137,8 @@ async def _pipeline(
     issuers = await stores.issuers.issuers()
     registry = IssuerRegistry(stores.issuers, cast(KeyStore, _AbsentKeys(issuers)), UrlPlan(settings.http_url))
     await registry.load()
-    return Issuance(
-        store=stores.issuance,
-        audit=stores.audit,
-        issuers=registry,
-        profiles=book,
-        linter=linter,
-        events=events,
-        fence=lambda: Fence(settings.server.node, 0),
-        evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
-    )
+    fence = Fence(settings.server.node, 0)
+    return compose_pipeline(settings, stores, registry, book, linter, events, lambda: fence)
 
 
 class _Rehearsal:
@@ -224,15 +220,33 @@ class _Rehearsal:
             self._deny("csr", error)
             return
         self._allow("csr", "key, names and subject are allowed" if question.csr_der else "made up for the names")
+        self._caa()
+        refused = self._core.error
         if self._core.rehearsal is not None:
             self._issued(self._core.rehearsal)
-        elif self._core.error is not None and self._core.error.kind is ErrorKind.PENDING_APPROVAL:
-            self._steps.append(Step("certificate", Verdict.HOLD, self._core.error.detail, self._core.error.rule))
-        elif self._core.error is not None:
-            self._deny("certificate", self._core.error)
+        elif refused is None:
+            self._objection()
+        elif refused.kind is ErrorKind.PENDING_APPROVAL:
+            self._steps.append(Step("certificate", Verdict.HOLD, refused.detail, refused.rule))
         else:
-            event = self._store.events[-1]
-            self._steps.append(Step("issuance", Verdict.DENY, event.reason or "", event.rule))
+            self._deny("certificate", refused)
+
+    def _caa(self) -> None:
+        """What CAA records say, where they were looked up for this."""
+        for event in self._store.events:
+            if event.type is EventType.CAA_CHECKED:
+                verdict = Verdict.ALLOW if event.outcome is Outcome.SUCCESS else Verdict.DENY
+                if event.extra.get("mode") == CaaMode.LOG.value:
+                    verdict = Verdict.ALLOW
+                self._steps.append(Step("caa", verdict, f"{event.extra['mode']}: {event.extra['found']}", event.rule))
+
+    def _objection(self) -> None:
+        """Why the front-end did not come to ask the core."""
+        refused = [event for event in self._store.events if event.type is EventType.ISSUANCE_REFUSED]
+        if not refused:
+            self._steps.append(Step("issuance", Verdict.DENY, "nothing can be decided now; the log tells why"))
+        elif self._steps[-1].verdict is Verdict.ALLOW:
+            self._steps.append(Step("issuance", Verdict.DENY, refused[-1].reason or "", refused[-1].rule))
 
     def _issued(self, rehearsal: Rehearsal) -> None:
         span = f"from {rehearsal.not_before:%Y-%m-%d %H:%M}Z to {rehearsal.not_after:%Y-%m-%d %H:%M}Z"

@@ -24,6 +24,9 @@ def simulate_order(
     csr: Annotated[
         Path | None, typer.Option(help="File with the CSR, PEM or DER; without it one is made up.", show_default=False)
     ] = None,
+    challenge: Annotated[
+        str, typer.Option(metavar="TYPE", help="By which control of the names is shown; else by the first offered.")
+    ] = "",
     home: HomeOption = DEFAULT_HOME,
     settings: SetOption = [],  # noqa: B006
     *,
@@ -32,8 +35,8 @@ def simulate_order(
     """Say what would be decided on an order, and why: nothing is signed, recorded or taken from any limit.
 
     The code that decides on real orders goes through account, profile, names, external account key, limits,
-    authorizations, CSR and key, and builds and lints the certificate. Validations count as successful. Exit code 0: it
-    would be issued; 1: it would be denied, or held for approval.
+    authorizations, CSR, key and CAA records, and builds and lints the certificate. Validations count as successful.
+    Exit code 0: it would be issued; 1: it would be denied, or held for approval.
 
     - `ca-server acme simulate --account ACCOUNT --name www.home.arpa`
     - `ca-server acme simulate --account ACCOUNT --name 10.0.0.7 --profile short --json`
@@ -42,7 +45,7 @@ def simulate_order(
 
     place, effective = open_settings(home, settings)
     chosen = profile or effective.policy.default_profile
-    question = Question(account, chosen, tuple(name), None if csr is None else _csr_der(csr))
+    question = Question(account, chosen, tuple(name), None if csr is None else _csr_der(csr), challenge)
     steps = run(simulate(place, effective, question))
     if json:
         print_json(steps)

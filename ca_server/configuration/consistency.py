@@ -180,13 +180,13 @@ def _is_base_url(url: str) -> bool:
 
 
 def _domains(settings: Settings) -> Iterator[Mistake]:
-    for key, domains in (
-        ("policy.extra_domains", settings.policy.extra_domains),
-        ("acme.caa_identities", settings.acme.caa_identities),
+    for key, domains, prefix in (
+        ("policy.extra_domains", settings.policy.extra_domains, "."),
+        ("acme.caa_identities", settings.acme.caa_identities, ""),
     ):
         for domain in domains:
             try:
-                dns_identifier(domain.removeprefix("."), wildcard=False)
+                dns_identifier(domain.removeprefix(prefix), wildcard=False)
             except InvalidNameError as error:
                 yield Mistake(key, domain, f"write a domain such as corp.example ({error})")
 

@@ -16,7 +16,7 @@ from ca_server.core.der import assemble
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
 from ca_server.core.keycheck import check_key
 from ca_server.core.lint import LintedTbs, Linter, LintError
-from ca_server.core.policy import decide, refusal, unproven_identifier
+from ca_server.core.policy import decide, refusal, unchecked_caa, unproven_identifier
 from ca_server.core.ports import AuditStore, IssuanceStore
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.signing import sign_verified
@@ -35,6 +35,7 @@ from ca_server.domain.enrollment import (
 )
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
+from ca_server.domain.profile_rules import CaaMode
 from ca_server.domain.profiles import Profile
 
 _log = structlog.get_logger()
@@ -67,6 +68,8 @@ class _Admitted:
     csr: ParsedCsr
     profile: Profile
     issuer: ActiveIssuer
+    needs_caa: bool
+    """Whether the profile, as it was pinned or as it now stands, signs no DNS name without a check of CAA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Issuance:
     """Owns the pipeline. `_running` has the one task that works on an enrollment in this process.
 
     `_held` remembers which enrollments are on record as held: asking again is no news. `evidence_lifetime` is how old
-    the validation of a name may be that a front-end claims.
+    the validation of a name may be that a front-end claims, `caa_lifetime` how old its check of CAA records.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Issuance:
         events: EventFactory,
         fence: Callable[[], Fence],
         evidence_lifetime: timedelta = timedelta(days=37),
+        caa_lifetime: timedelta = timedelta(hours=9),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Callable[[int], bytes] = token_bytes,
         observe_stage: ObserveStage = lambda _stage, _seconds: None,
@@ -114,6 +118,7 @@ class Issuance:
         self._events = events
         self._fence = fence
         self._evidence_lifetime = evidence_lifetime
+        self._caa_lifetime = caa_lifetime
         self._clock = clock
         self._random = random
         self._observe_stage = observe_stage
@@ -235,6 +240,7 @@ class Issuance:
         started = time.perf_counter()
         admitted = await self._decide(request, now)
         plan = self._plan(admitted, serial, now)
+        self._assert_caa(admitted, plan, now)
         started = self._stage("decide", started)
         # 2. Build the TBSCertificate, lint it.
         unlinted = build_tbs(plan)
@@ -313,7 +319,15 @@ class Issuance:
                 raise CaError(
                     ErrorKind.PENDING_APPROVAL, "the request waits for approval", rule=decision.rule, retry_after=60
                 )
-        return _Admitted(request, csr, pinned, issuer)
+        needs_caa = CaaMode.ENFORCE in {pinned.caa, current.caa}
+        return _Admitted(request, csr, pinned, issuer, needs_caa)
+
+    def _assert_caa(self, admitted: _Admitted, plan: TbsPlan, now: datetime) -> None:
+        """The names that were checked are those of the TBSCertificate: the linter holds it to `plan.names`."""
+        if admitted.needs_caa:
+            unchecked = unchecked_caa(admitted.request, plan.names, now - self._caa_lifetime)
+            if unchecked is not None:
+                raise refusal([unchecked])
 
     def _issuer_of(self, profile: Profile, request: EnrollmentRequest) -> ActiveIssuer:
         """The issuer of a profile, or of the server's own request. A root signs CA certificates and its CRL alone."""
@@ -378,6 +392,10 @@ class Issuance:
         extra["tbs_sha256"] = intent.tbs_sha256.hex()
         if request.evidence:
             extra["validated_by"] = ",".join(sorted({item.method for item in request.evidence}))
+        if request.caa:
+            extra["caa_checked"] = f"{len(request.caa)} names"
+            extra["caa_checked_at"] = min(item.checked_at for item in request.caa).isoformat(timespec="seconds")
+            extra["caa_authenticated"] = f"{sum(item.authenticated for item in request.caa)} names"
         return self._events.make(
             kind,
             actor=f"{request.requester.protocol.value}:{request.requester.id}",

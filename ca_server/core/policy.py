@@ -1,7 +1,7 @@
 """What a profile lets pass: pure decisions, each denial with the stable name of its rule.
 
 Rules: `profile.frontends`, `profile.requesters`, `names.*`, `csr.*`, `subject.*`, `validity.*`; `approval` holds.
-The pipeline adds `profile.unknown`, `profile.pinned`, `profile.issuer`, `names.evidence` and `lint`.
+The pipeline adds `profile.unknown`, `profile.pinned`, `profile.issuer`, `names.evidence`, `names.caa` and `lint`.
 """
 
 from collections.abc import Sequence
@@ -85,6 +85,21 @@ def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Den
     for identifier in request.identifiers:
         if identifier.base not in (by_dns if identifier.is_wildcard else by_any):
             return Deny("names.evidence", f"control of {identifier.value!r} was not shown, or long ago", identifier)
+    return None
+
+
+def unchecked_caa(request: EnrollmentRequest, names: Sequence[Identifier], not_before: datetime) -> Deny | None:
+    """The denial of an ACME request where one of the names to be signed was not checked for CAA since `not_before`.
+
+    What was checked is what the front-end claims, name by name: a wildcard is another name than its base (RFC 8659
+    section 4.3). Names that are no DNS names have no CAA records.
+    """
+    if request.requester.protocol is not Protocol.ACME:
+        return None
+    checked = {item.identifier for item in request.caa if item.checked_at >= not_before}
+    for name in names:
+        if name.type is IdentifierType.DNS and name not in checked:
+            return Deny("names.caa", f"CAA records of {name.value!r} were not checked, or too long ago", name)
     return None
 
 

@@ -38,6 +38,16 @@ class ValidatedIdentifier:
 
 
 @dataclass(frozen=True, slots=True)
+class CaaChecked:
+    """A DNS name, wildcard label included, that CAA lets this CA certify (RFC 8659), and when that was looked up."""
+
+    identifier: Identifier
+    checked_at: datetime
+    authenticated: bool
+    """Whether the resolver had authenticated all of the answers by DNSSEC."""
+
+
+@dataclass(frozen=True, slots=True)
 class EnrollmentKey:
     """What makes retries of one request the same request (docs/architecture.md, transaction keys)."""
 
@@ -67,6 +77,7 @@ class EnrollmentRequest:
     not_before: datetime | None = None
     not_after: datetime | None = None
     evidence: tuple[ValidatedIdentifier, ...] = ()
+    caa: tuple[CaaChecked, ...] = ()
     request_id: str = ""
     source: str | None = None
     issuer: str = ""

@@ -59,6 +59,19 @@ class PkilintMode(StrEnum):
     EVERY = "every"
 
 
+class CaaMode(StrEnum):
+    """What CAA records (RFC 8659) mean for ACME's requests; the later, the stricter."""
+
+    OFF = "off"
+    LOG = "log"
+    """Looked at and on record, and nothing is refused."""
+    ENFORCE = "enforce"
+
+    def stricter(self, other: "CaaMode") -> "CaaMode":
+        """The stricter of two."""
+        return max(self, other, key=list(CaaMode).index)
+
+
 class CommonName(StrEnum):
     """Where the subject's common name comes from."""
 
@@ -150,6 +163,13 @@ class ProfileChecks:
 
     def _fail(self, key: str, value: object, remedy: str) -> ConfigurationError:
         return ConfigurationError(self._where, key, value, remedy)
+
+    def caa(self) -> CaaMode:
+        """What CAA means; for ACME alone."""
+        mode = CaaMode(self._file.caa)
+        if mode is not CaaMode.OFF and "acme" not in self._file.frontends:
+            raise self._fail("caa", mode.value, "only with frontend acme: nothing else looks at CAA records")
+        return mode
 
     def domain(self, text: str, key: str) -> str:
         """Check a domain under setting `key`; a dot before it means nothing."""

@@ -124,6 +124,8 @@ class ProfileFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     allow_hold: bool = False
     """Whether certificates may be revoked with certificateHold."""
     pkilint: Literal["shape", "every"] = "shape"
+    caa: Literal["off", "log", "enforce"] = "off"
+    """Whether DNS records must allow this CA the names that ACME asks for (RFC 8659)."""
     names: NamesFile = NamesFile()
     subject: SubjectFile = SubjectFile()
     keys: KeysFile

@@ -1,7 +1,7 @@
 """The ACME front-end's store in SQL: each method one transaction, the nonce used up in it."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from ca_server.store.acme_accounts import (
     prune_nonces,
 )
 from ca_server.store.acme_authorizations import authorizations, move_authorization, preauthorize
+from ca_server.store.acme_caa import caa_locks, caa_lookups, prune_caa, save_caa
 from ca_server.store.acme_challenges import (
     begin_challenge,
     challenge_by_id,
@@ -57,6 +58,7 @@ from ca_server.store.database import Along, Database
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
+from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
 from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
 
@@ -250,6 +252,19 @@ class SqlAcmeStore:
             account_id=account_id,
             events=events,
         )
+
+    async def caa_lookups(self, names: Sequence[str], since: datetime) -> Mapping[str, CaaLookup]:
+        return await self._database.read(lambda connection: caa_lookups(connection, self._tenant, names, since))
+
+    async def save_caa(self, lookups: Sequence[CaaLookup], events: Sequence[AuditEvent]) -> None:
+        await self._database.write(
+            lambda connection: save_caa(connection, self._tenant, lookups),
+            locks=tuple(caa_locks(lookups)),
+            along=Along(RECORD, events),
+        )
+
+    async def prune_caa(self, before: datetime, limit: int) -> int:
+        return await self._write(lambda connection: prune_caa(connection, before, limit))
 
     async def expired_orders(self, before: datetime, limit: int) -> tuple[str, ...]:
         return await self._database.read(lambda connection: expired_orders(connection, before, self._tenant, limit))

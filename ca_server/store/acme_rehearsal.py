@@ -1,7 +1,7 @@
 """The ACME front-end's store for rehearsals: it reads what there is, decides as the real one, and writes nothing.
 
 What a rehearsal makes, one order and its authorizations, is in memory, and all that must be validated counts as
-validated: by the first challenge that is offered.
+validated: by the challenge of the question, or the first that is offered.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,6 +20,7 @@ from ca_server.store.acme_authorizations import authorizations
 from ca_server.store.acme_limits import peek
 from ca_server.store.acme_orders import plan_order
 from ca_server.store.database import Database
+from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.ports import Lessee, NonceUse, OpenBounds, OrderWork
 
@@ -51,8 +52,10 @@ class RehearsalStore(SqlAcmeStore):
     `events` are those that would be on record; `asked` tells that an order passed policy and came to the limits.
     """
 
-    def __init__(self, database: Database, tenant: str = "default") -> None:
+    def __init__(self, database: Database, tenant: str = "default", challenge: str = "") -> None:
+        """`challenge` is the type by which control counts as shown, where it is offered."""
         super().__init__(cast(Database, _Readable(database)), tenant)
+        self._challenge = challenge
         self._order: Order | None = None
         self.stands: Stands | None = None
         self.asked = False
@@ -92,7 +95,10 @@ class RehearsalStore(SqlAcmeStore):
         return OrderWork(
             order=order,
             account_status=AccountStatus.VALID,
-            authorizations=(*stands.reused, *(_validated(each, order.created_at) for each in stands.made)),
+            authorizations=(
+                *stands.reused,
+                *(_validated(each, order.created_at, self._challenge) for each in stands.made),
+            ),
             is_live=False,
         )
 
@@ -111,6 +117,9 @@ class RehearsalStore(SqlAcmeStore):
         self._order = replace(self._order, status=OrderStatus.PROCESSING, csr_der=csr_der)
         return True
 
+    async def save_caa(self, lookups: Sequence[CaaLookup], events: Sequence[AuditEvent]) -> None:  # noqa: ARG002
+        self.events += tuple(events)
+
     async def prolong_order(self, account_id: str, order_id: str, lessee: Lessee) -> bool:  # noqa: ARG002
         """Nothing is tried twice."""
         return False
@@ -128,11 +137,14 @@ class RehearsalStore(SqlAcmeStore):
         return True
 
 
-def _validated(authorization: Authorization, now: datetime) -> Authorization:
-    first, *others = authorization.challenges
+def _validated(authorization: Authorization, now: datetime, kind: str) -> Authorization:
+    done = next((each for each in authorization.challenges if each.type == kind), authorization.challenges[0])
     return replace(
         authorization,
         status=AuthorizationStatus.VALID,
         expires_at=now + timedelta(days=1),
-        challenges=(replace(first, status=ChallengeStatus.VALID, validated_at=now), *others),
+        challenges=tuple(
+            replace(each, status=ChallengeStatus.VALID, validated_at=now) if each is done else each
+            for each in authorization.challenges
+        ),
     )

@@ -187,3 +187,18 @@ acme_limits = Table(
     Column("slack", BigInteger, nullable=False),
     Index("ix_acme_limits_arrival", "arrival"),
 )
+
+acme_caa = Table(
+    "acme_caa",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("checked_at", UtcTime, nullable=False),
+    # Whether the resolver had authenticated the answers (DNSSEC).
+    Column("authenticated", Boolean, nullable=False),
+    # Where the records are, at the name or above it; empty: nowhere.
+    Column("found_at", String, nullable=False),
+    # As JSON: flags, tag and value in base64 of each.
+    Column("records", LargeBinary, nullable=False),
+    Index("ix_acme_caa_checked_at", "checked_at"),
+)

@@ -27,6 +27,8 @@ class AcmeOptions:
     terms_of_service: str = ""
     website: str = ""
     caa_identities: tuple[str, ...] = ()
+    caa_max_age: timedelta = timedelta(hours=8)
+    """How old lookups of CAA records may be that let an order pass."""
     order_lifetime: timedelta = timedelta(days=7)
     authorization_lifetime: timedelta = timedelta(days=30)
     nonce_lifetime: timedelta = timedelta(hours=1)

@@ -7,7 +7,7 @@ was one; RATE_LIMITED with the rule of the limit, and nothing done or taken, whe
 owner's of what is changed: what is done for one account is done by one process after the other.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -19,6 +19,7 @@ from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
 from ca_server.domain.rates import Draw
+from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Attempt, Authorization, Challenge, Order
 
 
@@ -291,6 +292,15 @@ class AcmeStore(Protocol):
 
     async def fail_order(self, account_id: str, order_id: str, error: bytes, events: Sequence[AuditEvent]) -> bool:
         """Make an order in processing invalid; false where it has a certificate or is not processing."""
+
+    async def caa_lookups(self, names: Sequence[str], since: datetime) -> Mapping[str, CaaLookup]:
+        """What was looked up since then, by name; what is not there was not, or is forgotten."""
+
+    async def save_caa(self, lookups: Sequence[CaaLookup], events: Sequence[AuditEvent]) -> None:
+        """Keep lookups, each in place of an earlier one of its name."""
+
+    async def prune_caa(self, before: datetime, limit: int) -> int:
+        """Forget lookups made before; returns how many."""
 
     async def expired_orders(self, before: datetime, limit: int) -> tuple[str, ...]:
         """Orders that expired before, with all their authorizations, and that no certificate valid since needs."""

@@ -17,6 +17,7 @@ from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.web.middleware import render_refusals
 from protocols.acme.accounts import Accounts
 from protocols.acme.authorizations import Authorizations
+from protocols.acme.caa.checking import CaaChecks, ObserveCaa
 from protocols.acme.certid import CertIdError
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
@@ -34,7 +35,7 @@ from protocols.acme.renewal import Renewals
 from protocols.acme.revocation import Revocations
 from protocols.acme.urls import CHALLENGE_ID, ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
-from protocols.acme.validation import validators
+from protocols.acme.validation import Resolver, validators
 from protocols.acme.watch import CoreWatch
 
 _log = structlog.get_logger(__name__)
@@ -72,9 +73,13 @@ class AcmeFrontEnd:
         nonce_key: bytes,
         observe_validation: ObserveValidation = lambda _type, _outcome: None,
         observe_limit: Callable[[str], None] = lambda _limit: None,
+        observe_caa: ObserveCaa = lambda _mode, _outcome: None,
     ) -> None:
         holder = events.process
         checks = validators(options.validation, options.challenges)
+        network = options.validation
+        resolver = Resolver(network.nameservers, network.dns_timeout, network.dnssec)
+        caa = CaaChecks(options, store, profiles, resolver, events, observe_caa)
         self._options = options
         self._store = store
         self._profiles = profiles
@@ -86,7 +91,7 @@ class AcmeFrontEnd:
         self._limited = Refusals(store, events, rule="acme.limits", reason="for a limit")
         self._observe_limit = observe_limit
         self._door = Doorkeeper(options, store, self._nonces, self._urls, events, self._refusals)
-        self._issuing = Issuing(options, store, core, events, holder)
+        self._issuing = Issuing(options, store, core, caa, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
         self._accounts = Accounts(options, store, core, self._urls)
         self._renewals = Renewals(options, store)
@@ -166,6 +171,8 @@ class AcmeFrontEnd:
         if now < self._retention_due:
             return
         while await self._store.prune_limits(now - RETENTION_INTERVAL, PRUNE_LIMIT) == PRUNE_LIMIT:
+            pass
+        while await self._store.prune_caa(now - self._options.caa_max_age, PRUNE_LIMIT) == PRUNE_LIMIT:
             pass
         while found := await self._store.expired_orders(now - self._options.retention, FORGET_LIMIT):
             await self._store.forget_orders(found)

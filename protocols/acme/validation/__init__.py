@@ -1,6 +1,7 @@
 """Challenge validation (RFC 8555 section 8): one file per type, one registry."""
 
 from protocols.acme.validation.model import (
+    Dnssec,
     Evidence,
     Sightings,
     ValidationPolicy,
@@ -15,6 +16,7 @@ from protocols.acme.validation.resolver import DnsFailure, Resolver
 __all__ = [
     "USUAL_CHALLENGES",
     "DnsFailure",
+    "Dnssec",
     "Evidence",
     "Resolver",
     "Sightings",

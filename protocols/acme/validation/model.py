@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Protocol
 
@@ -23,6 +24,17 @@ _IPV4_SUFFIXED = (
 )
 _LAST_COMPATIBLE = 0xFFFF_FFFF
 """The last IPv4-compatible address (RFC 4291 section 2.5.5.1), as a number; `::` and `::1` are none of them."""
+
+
+class Dnssec(StrEnum):
+    """What the nameserver's word is worth that it authenticated an answer (the AD bit, RFC 4035 section 3.2.3)."""
+
+    OFF = "off"
+    """It is not asked for."""
+    OPPORTUNISTIC = "opportunistic"
+    """Asked for with CAA records, and put on record."""
+    REQUIRE = "require"
+    """Asked for with every lookup; an answer without it is none."""
 
 
 class Sightings:
@@ -107,6 +119,7 @@ class ValidationPolicy:
     nameservers: tuple[str, ...] = ()
     """`ip`, `ip:port` or `[ipv6]:port`; empty: the system's resolver."""
     dns_timeout: float = 5.0
+    dnssec: Dnssec = Dnssec.OPPORTUNISTIC
     issuer_domain_names: tuple[str, ...] = ()
     """What records of dns-persist-01 call this CA, in lower-case A-labels; 10 at most."""
 

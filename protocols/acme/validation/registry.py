@@ -31,7 +31,7 @@ def validators(policy: ValidationPolicy, types: Sequence[str] = USUAL_CHALLENGES
     Raises ValueError for a nameserver in the policy that is no address, for a type that there is none of, and for one
     that wants more configuration than there is.
     """
-    resolver = Resolver(policy.nameservers, policy.dns_timeout)
+    resolver = Resolver(policy.nameservers, policy.dns_timeout, policy.dnssec)
     unknown = [kind for kind in types if kind not in _VALIDATORS]
     if unknown:
         raise ValueError(f"there is no challenge {', '.join(unknown)}")

@@ -19,6 +19,7 @@ TABLES = (
     "acme_accounts",
     "acme_attempts",
     "acme_authorizations",
+    "acme_caa",
     "acme_challenges",
     "acme_limits",
     "acme_nonces",
@@ -38,12 +39,12 @@ def id_of(url):
 def ask(world):
     """Asks what would be decided, and sees that no row was written and nothing signed."""
 
-    async def simulated(client, *names, profile="default", csr_der=None):
+    async def simulated(client, *names, profile="default", csr_der=None, challenge=""):
         before = {table: await world.query(f"SELECT * FROM {table}") for table in TABLES}
         steps = await decide_order(
             Question(id_of(client.kid), profile, names, csr_der),
             options=world.options,
-            store=RehearsalStore(world.database, "default"),
+            store=RehearsalStore(world.database, "default", challenge),
             pipeline=world.core.issuance,
             profiles=world.profiles,
             events=world.events("simulation"),
@@ -176,6 +177,25 @@ async def test_terms_that_were_not_agreed_to(world, ask):
 async def test_profiles_that_are_not_for_it(world, ask, profile):
     rule = {"nowhere": "malformed", "inside": "profile.frontends"}[profile]
     assert denial(await ask(await world.client(), "a.test", profile=profile)) == ("names", "deny", rule)
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize(
+    ("mode", "challenge", "verdict"),
+    [("enforce", "dns-01", "deny"), ("enforce", "http-01", "allow"), ("log", "dns-01", "allow"), ("off", "", None)],
+)
+async def test_caa_is_looked_up(world, ask, mode, challenge, verdict):
+    world.options = replace(world.options, caa_identities=("ca.test",))
+    world.dns.records["a.test", "CAA"] = ['0 issue "ca.test; validationmethods=http-01"']
+    await world.put_in_force(world.bodies | {"default": f'caa = "{mode}"\n' + world.bodies["default"]})
+    steps = await ask(await world.client(), "a.test", challenge=challenge)
+    caa = [step for step in steps if step.name == "caa"]
+    assert [step.verdict.value for step in caa] == ([] if verdict is None else [verdict])
+    if verdict == "deny":
+        assert denial(steps)[::2] == ("caa", "acme.caa")
+        assert "validationmethods" in caa[0].detail
+    else:
+        assert steps[-1].name == "lint"
 
 
 async def test_limits_are_looked_at_and_not_drawn_on(world, ask):
