@@ -177,6 +177,19 @@ class AcmeChaosSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 ChallengeType = Literal["http-01", "dns-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"]
 
 
+class AttestationSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """PEM files with the certificates that attestations of devices must lead to, by their format.
+
+    A format without any is refused; without any at all, device-attest-01 is not offered. Relative paths begin at the
+    home.
+    """
+
+    apple_roots: tuple[str, ...] = ()
+    tpm_roots: tuple[str, ...] = ()
+    """Of those who certify the TPMs' attestation keys."""
+    step_roots: tuple[str, ...] = ()
+
+
 class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ACME front-end (RFC 8555)."""
 
@@ -198,6 +211,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """How old the answers of DNS may be on which CAA lets an order pass; 0: always asked anew."""
     order_lifetime: Seconds = 86_400 * 7
     authorization_lifetime: Seconds = 86_400 * 30
+    authorization_reuse_lifetime: Annotated[float, Meta(ge=0, le=86_400 * 366)] = 86_400 * 30
+    """How long after its validation a valid authorization is good for new orders; 0: never."""
     nonce_lifetime: Seconds = 3600
     validation_timeout: Seconds = 10
     validation_attempts: Annotated[int, Meta(ge=1, le=20)] = 4
@@ -236,6 +251,7 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     renewal_retry_after: Annotated[int, Meta(ge=60, le=86_400)] = 21_600
     """Seconds until clients look at renewal information again, at most (RFC 9773 section 4.3.2: a minute to a day)."""
     limits: AcmeLimitSettings = AcmeLimitSettings()
+    attestation: AttestationSettings = AttestationSettings()
     chaos: AcmeChaosSettings = AcmeChaosSettings()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from ca_server.bootstrap import metrics
+from ca_server.bootstrap.attestation import load_attestation_roots
 from ca_server.bootstrap.descriptors import affordable_connections
 from ca_server.bootstrap.memory import give_back_memory
 from ca_server.bootstrap.names import listener_identifiers
@@ -32,6 +33,7 @@ from ca_server.web.health import health_routes, metrics_routes
 from ca_server.web.listener import serve_listener
 from ca_server.web.options import WebOptions
 from ca_server.web.tls import ListenerTls
+from protocols.acme.attestation import Roots
 from protocols.acme.chaos import Chaos, ChaosOptions
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
@@ -81,6 +83,7 @@ async def front_at_work(
     Order of the drain: listeners stop accepting and finish what they began, then the front-ends finish their work in
     the background, then the database closes.
     """
+    roots = load_attestation_roots(home, settings)
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(home, settings, as_front=True))
         welcome = await _hello(core, process)
@@ -93,7 +96,7 @@ async def front_at_work(
             configuration=settings.hash,
             tenant=settings.server.tenant,
         )
-        registrars = await _front_ends(settings, core, stores, book, events, welcome, stack)
+        registrars = await _front_ends(settings, core, stores, book, events, welcome, roots, stack)
         tls = await _tls(home, settings, core, stack)
         connections = affordable_connections(settings)
         for name, listener in settings.listeners.items():
@@ -127,6 +130,7 @@ async def _front_ends(
     book: ProfileBook,
     events: EventFactory,
     welcome: Welcome,
+    roots: Roots,
     stack: AsyncExitStack,
 ) -> dict[str, Registrar]:
     """The front-ends that some listener serves, started."""
@@ -141,7 +145,7 @@ async def _front_ends(
     }
     if "acme" in wanted:
         acme = AcmeFrontEnd(
-            options=acme_options(settings, welcome),
+            options=acme_options(settings, welcome, roots),
             store=SqlAcmeStore(stores.database, settings.server.tenant),
             core=core,
             profiles=book,
@@ -157,7 +161,7 @@ async def _front_ends(
     return registrars
 
 
-def acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
+def acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOptions:
     """The options of the ACME front-end, by the settings and by what the core says."""
     acme = settings.acme
     return AcmeOptions(
@@ -173,6 +177,7 @@ def acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
             nameservers=settings.dns.nameservers,
             dns_timeout=settings.dns.timeout,
             dnssec=Dnssec(settings.dns.dnssec),
+            attestation_roots=roots,
         ),
         default_profile=settings.policy.default_profile,
         tenant=settings.server.tenant,
@@ -185,6 +190,7 @@ def acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         caa_max_age=timedelta(seconds=acme.caa_max_age),
         order_lifetime=timedelta(seconds=acme.order_lifetime),
         authorization_lifetime=timedelta(seconds=acme.authorization_lifetime),
+        authorization_reuse_lifetime=timedelta(seconds=acme.authorization_reuse_lifetime),
         nonce_lifetime=timedelta(seconds=acme.nonce_lifetime),
         validation_attempts=acme.validation_attempts,
         validation_concurrency=acme.validation_concurrency,

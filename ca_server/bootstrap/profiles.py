@@ -49,18 +49,6 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
     return profiles
 
 
-def _check_chaos(home: Home, settings: Settings, profiles: Mapping[str, Profile]) -> None:
-    """Clients are tried by profiles of staging issuers alone. ConfigurationError."""
-    for name in settings.acme.chaos.profiles:
-        if name not in profiles:
-            remedy = f"no such file in {home.profiles}; known: {', '.join(sorted(profiles))}"
-        elif not settings.is_staging_issuer(profiles[name].issuer):
-            remedy = f"issuer {profiles[name].issuer!r} of this profile is no staging issuer; leave the profile out"
-        else:
-            continue
-        raise ConfigurationError(str(home.configuration), "acme.chaos.profiles", name, remedy)
-
-
 def _check(home: Home, settings: Settings, file: Path, profile: Profile) -> None:
     """Hold a profile against the settings. ConfigurationError."""
     if profile.issuer not in settings.issuers:
@@ -78,3 +66,15 @@ def _check(home: Home, settings: Settings, file: Path, profile: Profile) -> None
             profile.caa.value,
             f"acme.caa_identities in {home.configuration} is empty; write there what CAA records call this CA",
         )
+
+
+def _check_chaos(home: Home, settings: Settings, profiles: Mapping[str, Profile]) -> None:
+    """Clients are tried by profiles of staging issuers alone. ConfigurationError."""
+    for name in settings.acme.chaos.profiles:
+        if name not in profiles:
+            remedy = f"no such file in {home.profiles}; known: {', '.join(sorted(profiles))}"
+        elif not settings.is_staging_issuer(profiles[name].issuer):
+            remedy = f"issuer {profiles[name].issuer!r} of this profile is no staging issuer; leave the profile out"
+        else:
+            continue
+        raise ConfigurationError(str(home.configuration), "acme.chaos.profiles", name, remedy)

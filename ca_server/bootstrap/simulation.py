@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from ca_server.bootstrap.attestation import load_attestation_roots
 from ca_server.bootstrap.front import acme_options
 from ca_server.bootstrap.pipeline import compose_pipeline
 from ca_server.bootstrap.stores import Stores, open_stores
@@ -101,7 +102,7 @@ async def simulate(home: Home, settings: Settings, question: Question) -> tuple[
         welcome = Welcome(settings.server.node, b"", settings.hash, staging=settings.server.staging)
         return await decide_order(
             question,
-            options=acme_options(settings, welcome),
+            options=acme_options(settings, welcome, load_attestation_roots(home, settings)),
             store=RehearsalStore(stores.database, settings.server.tenant, question.challenge),
             pipeline=await _pipeline(settings, stores, book, linter, events),
             profiles=book,

@@ -16,7 +16,7 @@ from ca_server.core.der import assemble
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
 from ca_server.core.keycheck import check_key
 from ca_server.core.lint import LintedTbs, Linter, LintError
-from ca_server.core.policy import decide, refusal, unchecked_caa, unproven_identifier
+from ca_server.core.policy import decide, refusal, unattested_key, unchecked_caa, unproven_identifier
 from ca_server.core.ports import AuditStore, IssuanceStore
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.signing import sign_verified
@@ -307,10 +307,13 @@ class Issuance:
         for profile in (pinned,) if pinned.hash == current.hash else (pinned, current):
             check_key(csr.public_key, profile)
             decisions.append(decide(profile, request, csr, now=now))
+            unproven = unproven_identifier(profile, request, now - self._evidence_lifetime)
+            if unproven is not None:
+                decisions.append(unproven)
         issuer = self._issuer_of(pinned, request)
-        unproven = unproven_identifier(request, now - self._evidence_lifetime)
-        if unproven is not None:
-            decisions.append(unproven)
+        unattested = unattested_key(request, csr)
+        if unattested is not None:
+            decisions.append(unattested)
         for decision in decisions:
             if isinstance(decision, Deny):
                 raise refusal([decision])

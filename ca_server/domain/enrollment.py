@@ -30,11 +30,17 @@ class Requester:
 
 @dataclass(frozen=True, slots=True)
 class ValidatedIdentifier:
-    """An identifier whose control a front-end validated, with the method and when."""
+    """An identifier whose control a front-end validated, with the method and when.
+
+    `subdomains`: it was validated for all names below it too (RFC 9444).
+    """
 
     identifier: Identifier
     method: str
     validated_at: datetime
+    spki_sha256: bytes = b""
+    """The key that a device attested, and that alone may be certified; empty where there is none."""
+    subdomains: bool = False
 
 
 @dataclass(frozen=True, slots=True)

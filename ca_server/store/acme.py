@@ -60,7 +60,18 @@ from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates, eab_keys
 from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from protocols.acme.ports import (
+    ANY_VALID,
+    Agreement,
+    ChallengeWork,
+    KeyHolder,
+    Lessee,
+    NonceUse,
+    OpenBounds,
+    OrderWork,
+    Reuse,
+    Work,
+)
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -202,10 +213,11 @@ class SqlAcmeStore:
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
         afresh: Collection[str] = (),
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, afresh),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, reuse, afresh),
             account_id=order.account_id,
             events=events,
             nonce=nonce,
@@ -280,10 +292,15 @@ class SqlAcmeStore:
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
-            found, created = preauthorize(connection, candidate, max_open)
+            found, created = preauthorize(connection, candidate, max_open, reuse)
             if created:
                 insert_events(connection, events)
             return found
@@ -327,9 +344,10 @@ class SqlAcmeStore:
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         def work(connection: Connection) -> bool:
-            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing):
+            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing, response):
                 return False
             draw(connection, draws, lessee.now)
             return True
@@ -365,10 +383,11 @@ class SqlAcmeStore:
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
         attempt: Attempt | None = None,
     ) -> bool:
         def finish(connection: Connection) -> bool:
-            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, attempt):
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, evidence, attempt):
                 return False
             count(connection, draws, now)
             return True
@@ -376,16 +395,16 @@ class SqlAcmeStore:
         account_id = work.authorization.account_id
         return await self._write(finish, account_id=account_id, events=events, draws=draws)
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
         table = acme_authorizations
-        query = select(table.c.type, table.c.value, table.c.wildcard).where(
+        query = select(table.c.type, table.c.value, table.c.wildcard, table.c.subdomains).where(
             table.c.account_id == account_id,
             table.c.status == AuthorizationStatus.VALID.value,
             table.c.expires_at > now,
         )
         return await self._database.read(
             lambda connection: frozenset(
-                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
+                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard), bool(row.subdomains))
                 for row in connection.execute(query)
             )
         )

@@ -54,6 +54,7 @@ _NEW = (
     "attempts",
     "lease_holder",
     "lease_until",
+    "response",
 )
 _BEGUN = select(
     bindparam("challenge_id", type_=acme_challenges.c.id.type),
@@ -65,6 +66,7 @@ _BEGUN = select(
     literal_column("1"),
     bindparam("for_holder", type_=acme_challenges.c.lease_holder.type),
     bindparam("until", type_=acme_challenges.c.lease_until.type),
+    bindparam("with_response", type_=acme_challenges.c.response.type),
 ).where(acme_authorizations.c.id == bindparam("authorization_id"), *_MAY_BEGIN)
 _BEGIN = Prepared(
     {
@@ -81,7 +83,13 @@ _BEGIN_OLD = Prepared(
         .where(acme_authorizations.c.id == acme_challenges.c.authorization_id, *_MAY_BEGIN)
         .exists(),
     )
-    .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
+    .values(
+        status=_PROCESSING,
+        attempts=1,
+        lease_holder=bindparam("for_holder"),
+        lease_until=bindparam("until"),
+        response=bindparam("with_response"),
+    )
 )
 
 
@@ -98,6 +106,9 @@ def _finish(target: ChallengeStatus, *conditions: Any) -> Prepared:
             status=target.value,
             error=bindparam("with_error"),
             validated_at=bindparam("at"),
+            # An attestation tells more of a device than is needed once it was looked at.
+            response=None,
+            evidence=bindparam("with_evidence"),
             lease_holder=None,
             lease_until=None,
         )
@@ -148,7 +159,12 @@ def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork |
 
 
 def begin_challenge(
-    connection: Connection, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int
+    connection: Connection,
+    account_id: str,
+    challenge_id: str,
+    lessee: Lessee,
+    max_processing: int,
+    response: bytes | None,
 ) -> bool:
     """Take a pending challenge of a pending, unexpired authorization to processing. RATE_LIMITED at the maximum."""
     if _COUNT_PROCESSING.execute(connection, {"of_account": account_id}).one()[0] >= max_processing:
@@ -163,6 +179,7 @@ def begin_challenge(
         "now": lessee.now,
         "for_holder": lessee.holder,
         "until": lessee.until,
+        "with_response": response,
     }
     authorization_id, kind = _parts(challenge_id)
     if not kind:
@@ -222,7 +239,9 @@ def claim_challenges(
             .where(
                 acme_challenges.c.id.in_(given_up), acme_challenges.c.status.in_(sources_of(ChallengeStatus.INVALID))
             )
-            .values(status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None)
+            .values(
+                status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None, response=None
+            )
         )
     return tuple(taken)
 
@@ -268,6 +287,7 @@ def finish_challenge(
     now: datetime,
     valid_until: datetime,
     tenant: str,
+    evidence: bytes | None,
     attempt: Attempt | None,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
@@ -277,6 +297,7 @@ def finish_challenge(
         "of_holder": holder,
         "with_error": error,
         "at": now if error is None else None,
+        "with_evidence": evidence,
     }
     if error is None:
         done = _FINISH_VALID.execute(connection, parameters | {"authorization_id": authorization_id, "now": now})
@@ -287,7 +308,7 @@ def finish_challenge(
     if attempt is not None:
         insert_attempt(connection, work.challenge.id, attempt)
     if error is None:
-        make_valid(connection, authorization_id, valid_until)
+        make_valid(connection, authorization_id, now, valid_until)
         make_ready(connection, authorization_id)
     # An authorization that another challenge made valid stays so.
     elif move_authorization(connection, authorization_id, AuthorizationStatus.INVALID):

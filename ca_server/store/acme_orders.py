@@ -14,7 +14,7 @@ from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.domain.rates import Draw
-from ca_server.store.acme_authorizations import LEAST_REMAINING, authorizations, insert_authorizations, reusable
+from ca_server.store.acme_authorizations import authorizations, insert_authorizations, standing_of
 from ca_server.store.acme_limits import draw
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
@@ -30,7 +30,7 @@ from protocols.acme.model import (
     OrderStatus,
     sources_of,
 )
-from protocols.acme.ports import AlreadyReplacedError, Lessee, OpenBounds, OrderWork, Work
+from protocols.acme.ports import ANY_VALID, AlreadyReplacedError, Lessee, OpenBounds, OrderWork, Reuse, Work
 
 _LINKS = acme_order_links
 _PROCESSING = OrderStatus.PROCESSING.value
@@ -131,6 +131,7 @@ def insert_order(
     candidates: Sequence[Authorization],
     bounds: OpenBounds,
     tenant: str,
+    reuse: Reuse | None = ANY_VALID,
     afresh: Collection[str] = (),
 ) -> Order:
     """Create an order, with valid authorizations of the account reused. RATE_LIMITED, AlreadyReplacedError.
@@ -138,7 +139,7 @@ def insert_order(
     The number of statements hardly grows with the number of names. Orders that replace one certificate are all of
     one account, and so one is made after the other.
     """
-    planned = plan_order(connection, order, candidates, bounds, tenant, afresh)
+    planned = plan_order(connection, order, candidates, bounds, tenant, reuse, afresh)
     insert_authorizations(connection, planned.made)
     _INSERT.execute(connection, _order_values(planned.order))
     _INSERT_LINKS.execute(
@@ -165,7 +166,8 @@ def plan_order(
     candidates: Sequence[Authorization],
     bounds: OpenBounds,
     tenant: str,
-    afresh: Collection[str] = (),
+    reuse: Reuse | None,
+    afresh: Collection[str],
     take: Callable[[Connection, Sequence[Draw], datetime], None] = draw,
 ) -> PlannedOrder:
     """What `insert_order` is to insert, decided; `take` has the bounds' draws. Raises as `insert_order`."""
@@ -173,22 +175,25 @@ def plan_order(
     if order.replaces is not None and is_replaced(connection, order.replaces, order.created_at, tenant):
         raise AlreadyReplacedError
     take(connection, bounds.draws, order.created_at)
-    standing = reusable(connection, candidates, order.created_at + LEAST_REMAINING)
-    chosen: list[str] = []
-    made: list[Authorization] = []
+    names = [item.identifier for item in order.identifiers]
+    standing = None
+    if reuse is not None:
+        standing = standing_of(connection, order.account_id, names, order.created_at, reuse)
+    # By id, in the order of the names: one may be for several.
+    chosen: dict[str, Authorization | None] = {}
     expires_at = order.expires_at
-    for candidate in candidates:
-        found = standing.get((candidate.identifier, candidate.wildcard))
+    for name, candidate in zip(names, candidates, strict=True):
+        found = None if standing is None else standing.of(name)
         if found is None or candidate.id in afresh:
-            made.append(candidate)
-            chosen.append(candidate.id)
+            chosen[candidate.id] = candidate
         else:
             # What the order stands on must not expire before it.
-            chosen.append(found[0])
+            chosen[found[0]] = None
             expires_at = min(expires_at, found[1])
+    made = tuple(candidate for candidate in chosen.values() if candidate is not None)
     status = OrderStatus.PENDING if made else OrderStatus.READY
     planned = replace(order, status=status, expires_at=expires_at, authorization_ids=tuple(chosen))
-    return PlannedOrder(planned, tuple(made))
+    return PlannedOrder(planned, made)
 
 
 def is_replaced(connection: Connection, certid: str, now: datetime, tenant: str) -> bool:
@@ -228,7 +233,11 @@ def _check_bounds(connection: Connection, order: Order, names: int, bounds: Open
 
 
 def _order_values(order: Order) -> dict[str, Any]:
-    identifiers = [[item.identifier.type.value, item.identifier.value, item.sent] for item in order.identifiers]
+    identifiers = [
+        [item.identifier.type.value, item.identifier.value, item.sent]
+        + ([] if item.ancestor is None else [item.ancestor.value])
+        for item in order.identifiers
+    ]
     return {name: getattr(order, name) for name in _NEW} | {
         "status": order.status.value,
         "identifiers": json.dumps(identifiers, separators=(",", ":")).encode(),
@@ -258,10 +267,7 @@ def order_of(row: AnyRow, certificate: IssuedCertificate | None) -> Order:
         profile=row.profile,
         profile_hash=row.profile_hash,
         status=OrderStatus(row.status),
-        identifiers=tuple(
-            OrderIdentifier(Identifier(IdentifierType(kind), value), sent)
-            for kind, value, sent in json.loads(row.identifiers)
-        ),
+        identifiers=tuple(_order_identifier(*each) for each in json.loads(row.identifiers)),
         created_at=row.created_at,
         expires_at=row.expires_at,
         not_before=row.not_before,
@@ -275,6 +281,11 @@ def order_of(row: AnyRow, certificate: IssuedCertificate | None) -> Order:
         lease_until=row.lease_until,
         replaces=row.replaces,
     )
+
+
+def _order_identifier(kind: str, value: str, sent: str, ancestor: str | None = None) -> OrderIdentifier:
+    above = None if ancestor is None else Identifier(IdentifierType.DNS, ancestor)
+    return OrderIdentifier(Identifier(IdentifierType(kind), value), sent, above)
 
 
 def order_work(connection: Connection, order_id: str, tenant: str) -> OrderWork | None:

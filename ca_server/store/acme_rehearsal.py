@@ -22,7 +22,7 @@ from ca_server.store.acme_orders import plan_order
 from ca_server.store.database import Database
 from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
-from protocols.acme.ports import Lessee, NonceUse, OpenBounds, OrderWork
+from protocols.acme.ports import ANY_VALID, Lessee, NonceUse, OpenBounds, OrderWork, Reuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,13 @@ class RehearsalStore(SqlAcmeStore):
         bounds: OpenBounds,
         events: Sequence[AuditEvent],  # noqa: ARG002
         nonce: NonceUse | None,  # noqa: ARG002
+        reuse: Reuse | None = ANY_VALID,
         afresh: Collection[str] = (),
     ) -> Order:
         self.asked = True
 
         def plan(connection: Connection) -> tuple[Order, Stands]:
-            planned = plan_order(connection, order, candidates, bounds, self._tenant, afresh, take=peek)
+            planned = plan_order(connection, order, candidates, bounds, self._tenant, reuse, afresh, take=peek)
             made = {each.id for each in planned.made}
             reused = [each for each in planned.order.authorization_ids if each not in made]
             return planned.order, Stands(authorizations(connection, reused), planned.made)

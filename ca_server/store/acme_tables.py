@@ -106,6 +106,9 @@ acme_authorizations = Table(
     # once its validation begins. NULL in authorizations made before 0009, whose challenges all have rows.
     Column("token", String),
     Column("offered", String),
+    Column("validated_at", UtcTime),
+    # For all names below, too (RFC 9444).
+    Column("subdomains", Boolean, nullable=False, server_default=false()),
     Index("ix_acme_authorizations_name", "account_id", "value", "status", "expires_at"),
     Index(
         "ix_acme_authorizations_preauthorized_open",
@@ -146,6 +149,9 @@ acme_challenges = Table(
     Column("lease_holder", String),
     Column("lease_until", UtcTime),
     Column("error", LargeBinary),
+    # What the client sent to be looked at, until the challenge is settled; what that showed.
+    Column("response", LargeBinary),
+    Column("evidence", LargeBinary),
     Index("ix_acme_challenges_authorization_id", "authorization_id"),
     Index(
         "ix_acme_challenges_processing",

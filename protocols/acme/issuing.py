@@ -274,7 +274,13 @@ def _objection(found: OrderWork, now: datetime) -> CaError | None:
 def evidence_of(found: OrderWork) -> tuple[ValidatedIdentifier, ...]:
     """How control of each name was shown (recorded with the certificate)."""
     return tuple(
-        ValidatedIdentifier(authorization.identifier, challenge.type, challenge.validated_at)
+        ValidatedIdentifier(
+            authorization.identifier,
+            challenge.type,
+            challenge.validated_at,
+            challenge.attested_key,
+            subdomains=authorization.subdomains,
+        )
         for authorization in found.authorizations
         for challenge in authorization.challenges
         if challenge.status is ChallengeStatus.VALID and challenge.validated_at is not None

@@ -31,6 +31,8 @@ class AcmeOptions:
     """How old lookups of CAA records may be that let an order pass."""
     order_lifetime: timedelta = timedelta(days=7)
     authorization_lifetime: timedelta = timedelta(days=30)
+    authorization_reuse_lifetime: timedelta = timedelta(days=30)
+    """How long after its validation an authorization is good for new orders; zero: never, and no newAuthz."""
     nonce_lifetime: timedelta = timedelta(hours=1)
     validation_attempts: int = 4
     validation_concurrency: int = 50

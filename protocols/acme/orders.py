@@ -9,19 +9,26 @@ from typing import Any
 
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
-from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
+from ca_server.core.policy import (
+    DEVICE_ATTEST,
+    decide,
+    decide_identifiers,
+    decide_validity,
+    refusal,
+    unattested_key,
+)
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
-from ca_server.domain.names import Identifier
+from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.domain.profiles import Profile
 from protocols.acme.certid import parse_certid
 from protocols.acme.exchange import Exchange
-from protocols.acme.identifiers import denied, read_identifiers, refused
-from protocols.acme.issuing import Issuing, enrollment_request
+from protocols.acme.identifiers import DEVICE_PARSERS, PARSERS, denied, read_identifiers, refused
+from protocols.acme.issuing import Issuing, enrollment_request, evidence_of
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -34,7 +41,7 @@ from protocols.acme.model import (
 from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_payload
 from protocols.acme.objects import OrderIdentifier as Wanted
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource
+from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource, Reuse
 from protocols.acme.problems import ErrorType, Problem, ProblemError
 from protocols.acme.renewal import Renewals
 from protocols.acme.terms import has_agreed, must_agree
@@ -62,6 +69,7 @@ class Orders:
         self._issuing = issuing
         self._renewals = renewals
         self._urls = urls
+        self._parsers = {**PARSERS, **(DEVICE_PARSERS if DEVICE_ATTEST in validators else {})}
 
     # --- newOrder -------------------------------------------------------------------------------------------------
 
@@ -94,7 +102,7 @@ class Orders:
             request_id=exchange.request_id,
             replaces=wanted.replaces,
         )
-        candidates = [self._authorization(account, name, exchange.now, expires) for name in names]
+        candidates = self._candidates(account, profile, identifiers, exchange.now, expires)
         event = exchange.event(
             EventType.ORDER_CREATED,
             object=f"acme-order:{order_id}",
@@ -107,7 +115,9 @@ class Orders:
         chaos = self._options.chaos
         afresh = chaos.afresh(candidates) if chaos is not None and chaos.applies(profile) else frozenset()
         try:
-            created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce, afresh)
+            created = await self._store.create_order(
+                order, candidates, bounds, [event], exchange.nonce, self._reuse(profile, exchange.now), afresh
+            )
         except AlreadyReplacedError:
             detail = "another order replaces that certificate"
             raise ProblemError(Problem(ErrorType.ALREADY_REPLACED, detail, rule="acme.replaced")) from None
@@ -117,18 +127,28 @@ class Orders:
     async def authorize(self, exchange: Exchange) -> Authorization:
         """NewAuthz: one name by policy as for an order, authorized before there is any (RFC 8555 section 7.4.1).
 
-        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards: orders alone
-        can have them.
+        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards and devices:
+        orders alone can have them. NOT_FOUND where no order could stand on it.
         """
         account = self._agreed(exchange)
-        wanted = decode_payload(NewAuthorization, exchange.payload).identifier
         profile = self._profile(exchange.profile)
-        name = (await self._identifiers(exchange, profile, (wanted,)))[0].identifier
-        if name.is_wildcard:
-            deny = Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name)
+        reuse = self._reuse(profile, exchange.now)
+        if reuse is None:
+            raise CaError(ErrorKind.NOT_FOUND, "authorizations are for their orders alone here; use newOrder")
+        wanted = decode_payload(NewAuthorization, exchange.payload).identifier
+        name = (await self._identifiers(exchange, profile, (Wanted(wanted.type, wanted.value),)))[0].identifier
+        if name.is_wildcard or name.is_device:
+            what = "a device attests one key, and" if name.is_device else "a wildcard"
+            deny = Deny("names.preauthorization", f"{what} is authorized with its order alone; use newOrder", name)
             await self._record_refusal(exchange, profile.name, (name,), deny)
             raise refusal((deny,))
-        candidate = self._authorization(account, name, exchange.now, exchange.now + self._options.order_lifetime)
+        candidate = self._authorization(
+            account,
+            name,
+            exchange.now,
+            exchange.now + self._options.order_lifetime,
+            subdomains=bool(wanted.subdomainAuthAllowed) and self._may_cover_subdomains(profile, name),
+        )
         event = exchange.event(
             EventType.AUTHORIZATION_CREATED,
             object=f"acme-authorization:{candidate.id}",
@@ -136,7 +156,7 @@ class Orders:
             names=(str(name),),
         )
         found = await self._store.create_authorization(
-            candidate, self._options.max_open_authorizations, [event], exchange.nonce
+            candidate, self._options.max_open_authorizations, [event], exchange.nonce, reuse
         )
         exchange.nonce_used()
         return found
@@ -173,7 +193,7 @@ class Orders:
             raise CaError(ErrorKind.MALFORMED, "an order names at least one identifier")
         if len(wanted) > self._options.max_identifiers:
             raise CaError(ErrorKind.MALFORMED, f"an order names at most {self._options.max_identifiers} identifiers")
-        identifiers, wrong = read_identifiers(wanted)
+        identifiers, wrong = read_identifiers(wanted, self._parsers)
         names = tuple(item.identifier for item in identifiers)
         denials = await self._denials(exchange, profile, names) if names else ()
         if denials:
@@ -195,11 +215,10 @@ class Orders:
             if not self._applicable(name)
         )
 
-    def _applicable(self, name: Identifier) -> tuple[str, ...]:
-        """The challenges that can be offered for a name."""
-        return tuple(
-            kind for kind, validator in self._validators.items() if validator.applies(name.base, name.is_wildcard)
-        )
+    def _applicable(self, name: Identifier, *, subdomains: bool = False) -> tuple[str, ...]:
+        """The challenges that can be offered for a name; for all below it, as for wildcards, those of the DNS alone."""
+        more = name.is_wildcard or subdomains
+        return tuple(kind for kind, validator in self._validators.items() if validator.applies(name.base, more))
 
     def _profile(self, name: str) -> Profile:
         profile = self._profiles.get(name)
@@ -207,12 +226,55 @@ class Orders:
             raise CaError(ErrorKind.NOT_FOUND, f"there is no profile {name!r}")
         return profile
 
-    def _authorization(self, account: Account, name: Identifier, now: datetime, expires: datetime) -> Authorization:
+    # --- Authorizations -------------------------------------------------------------------------------------------
+
+    def _reuse(self, profile: Profile, now: datetime) -> Reuse | None:
+        """Which authorizations a new order may stand on."""
+        lifetime = self._options.authorization_reuse_lifetime
+        return Reuse(now - lifetime, subdomains=profile.names.allow_subdomain_authorization) if lifetime else None
+
+    def authorizes_subdomains(self, profile: str) -> bool:
+        """Whether authorizations for all names below a domain can be had under a profile (RFC 9444)."""
+        found = self._profiles.get(profile)
+        return found is not None and self._may_cover_subdomains(found, Identifier(IdentifierType.DNS, "any.test"))
+
+    def _may_cover_subdomains(self, profile: Profile, domain: Identifier) -> bool:
+        """Whether an authorization for a domain can be one for all names below it (RFC 9444)."""
+        return (
+            profile.names.allow_subdomain_authorization
+            and bool(self._applicable(domain, subdomains=True))
+            and "." in domain.value
+        )
+
+    def _candidates(
+        self,
+        account: Account,
+        profile: Profile,
+        identifiers: Sequence[OrderIdentifier],
+        now: datetime,
+        expires: datetime,
+    ) -> list[Authorization]:
+        """The authorization to make for each identifier: its own, or one that all names below a domain share."""
+        of_domains: dict[Identifier, Authorization] = {}
+        candidates = []
+        for item in identifiers:
+            name, above = item.identifier, item.ancestor
+            if above is None or name.is_wildcard or not self._may_cover_subdomains(profile, above):
+                candidates.append(self._authorization(account, name, now, expires))
+                continue
+            if above not in of_domains:
+                of_domains[above] = self._authorization(account, above, now, expires, subdomains=True)
+            candidates.append(of_domains[above])
+        return candidates
+
+    def _authorization(
+        self, account: Account, name: Identifier, now: datetime, expires: datetime, *, subdomains: bool = False
+    ) -> Authorization:
         authorization_id = new_id()
         token = token_urlsafe(32)
         challenges = tuple(
             Challenge(challenge_id(authorization_id, kind), authorization_id, kind, token)
-            for kind in self._applicable(name)
+            for kind in self._applicable(name, subdomains=subdomains)
         )
         return Authorization(
             id=authorization_id,
@@ -223,6 +285,7 @@ class Orders:
             created_at=now,
             expires_at=expires,
             challenges=challenges,
+            subdomains=subdomains,
         )
 
     # --- Finalize -------------------------------------------------------------------------------------------------
@@ -273,9 +336,17 @@ class Orders:
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
+        if not isinstance(decision, Deny) and any(name.is_device for name in names):
+            decision = await self._wrong_key(exchange, order, csr) or decision
         if isinstance(decision, Deny):
             await self._record_refusal(exchange, profile.name, names, decision, order.id)
             raise refusal((decision,))
+
+    async def _wrong_key(self, exchange: Exchange, order: Order, csr: ParsedCsr) -> Deny | None:
+        """The denial of a CSR for another key than the devices of the order attested."""
+        work = await self._store.order_work(order.id)
+        evidence = () if work is None else evidence_of(work)
+        return unattested_key(enrollment_request(order, exchange.own_account.tenant, csr.der, evidence), csr)
 
     def _check_not_account_key(self, exchange: Exchange, csr: ParsedCsr) -> None:
         """RFC 8555 section 11.1: the account's key in a CSR is refused."""
@@ -310,7 +381,7 @@ class Orders:
         shown: dict[str, Any] = {
             "status": status.value,
             "expires": rfc3339(order.expires_at),
-            "identifiers": [{"type": item.identifier.type.value, "value": item.sent} for item in order.identifiers],
+            "identifiers": [_shown(item) for item in order.identifiers],
             "authorizations": [self._urls.authorization(each) for each in order.authorization_ids],
             "finalize": self._urls.finalize(order.id),
         }
@@ -325,6 +396,13 @@ class Orders:
         if status is OrderStatus.VALID:
             shown["certificate"] = self._urls.certificate(order.id)
         return shown
+
+
+def _shown(item: OrderIdentifier) -> dict[str, str]:
+    shown = {"type": item.identifier.type.value, "value": item.sent}
+    if item.ancestor is not None:
+        shown["ancestorDomain"] = item.ancestor.value
+    return shown
 
 
 def rfc3339(moment: datetime) -> str:

@@ -117,6 +117,21 @@ class OpenBounds:
     draws: Sequence[Draw] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Which valid authorizations of an account its new orders may stand on: those validated at `since` or later.
+
+    `subdomains`: of the domains above a name too, where they are for all names below them.
+    """
+
+    since: datetime | None = None
+    """None: whenever it was."""
+    subdomains: bool = False
+
+
+ANY_VALID = Reuse()
+
+
 class AcmeStore(Protocol):
     """Accounts, orders, authorizations, challenges and nonces."""
 
@@ -173,9 +188,12 @@ class AcmeStore(Protocol):
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
         afresh: Collection[str] = (),
     ) -> Order:
-        """Create an order. For each candidate a valid authorization of the account is reused, or it is created.
+        """Create an order. For each identifier a valid authorization of the account is reused, or its candidate made.
+
+        A candidate may be that of several identifiers. `reuse` None: none is reused.
 
         Those whose ids are in `afresh` are created in any case.
 
@@ -185,9 +203,16 @@ class AcmeStore(Protocol):
         """
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
     ) -> Authorization:
         """The account's valid authorization for the name, or else the candidate, created (RFC 8555 section 7.4.1).
+
+        One that stands is for all names below if the candidate is.
 
         RATE_LIMITED where the account has `max_open` pending ones that were created here.
         """
@@ -228,11 +253,13 @@ class AcmeStore(Protocol):
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         """Take a pending challenge of a pending authorization to processing, its first attempt counted.
 
-        Of several calls, by whatever processes, one is told True. False where it is not pending; RATE_LIMITED where
-        the account has `max_processing` in processing.
+        `response`, what the client sent to be looked at, is kept until the challenge is settled. Of several calls, by
+        whatever processes, one is told True. False where it is not pending; RATE_LIMITED where the account has
+        `max_processing` in processing.
         """
 
     async def claim_challenges(
@@ -261,11 +288,13 @@ class AcmeStore(Protocol):
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
         attempt: Attempt | None = None,
     ) -> bool:
         """Settle a challenge, its authorization, and the orders that waited for it: in one transaction.
 
-        `draws` count a failure; they refuse nothing here. `attempt` is kept: the last one, where there was any.
+        `draws` count a failure; they refuse nothing here. `evidence` is kept with the challenge, and so is `attempt`:
+        the last one, where there was any.
 
         Without error the authorization is valid until `valid_until`, and orders all of whose authorizations are
         valid become ready; with one the authorization becomes invalid, and orders without a certificate fail with
@@ -320,8 +349,8 @@ class AcmeStore(Protocol):
     async def incident_of(self, record: CertificateRecord) -> Incident | None:
         """The oldest incident under way that names a certificate issued before it, without its targets."""
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
-        """Names that an account holds valid authorizations for, each with its wildcard flag."""
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
+        """Names that an account has valid authorizations for: whether for the wildcard, whether for all names below."""
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         """Whether a public key is on the blocklist."""

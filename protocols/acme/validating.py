@@ -8,6 +8,7 @@ database before it is made: one that takes the process with it is not made for e
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -66,6 +67,8 @@ class _Job:
     """Set between two attempts, and before the first of a client that is tried."""
     delay: float = 0.0
     """Seconds before the first attempt."""
+    done: asyncio.Event | None = None
+    """Set when this process is done with it, where somebody waits for that."""
 
 
 class Validating:
@@ -108,6 +111,7 @@ class Validating:
         authorization: Authorization,
         thumbprint: str,
         nonce: NonceUse | None,
+        response: bytes | None = None,
         *,
         is_tried: bool = False,
     ) -> Challenge | None:
@@ -123,11 +127,12 @@ class Validating:
             self._options.max_validations,
             nonce,
             self._options.limits.validation(authorization, failed=False),
+            response,
         ):
             return None
-        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1)
+        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1, response=response)
         found = ChallengeWork(begun, authorization, thumbprint)
-        if self._options.unsafe_skip_validation:
+        if self._options.unsafe_skip_validation and response is None:
             await self._finish(found, None, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
@@ -137,6 +142,16 @@ class Validating:
         known = None if challenge.type == DNS_PERSIST else found
         self._add(_Job(Work(challenge.id, account_id), lessee.until, known, delay=delay))
         return begun
+
+    async def settled(self, challenge_id: str, patience: float) -> None:
+        """Return when this process is done with a challenge, or when the patience, in seconds, runs out."""
+        job = self._jobs.get(challenge_id)
+        if job is None:
+            return
+        job.done = job.done or asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await job.done.wait()
 
     async def resume(self, *, restarted: bool = False) -> int:
         """Take over challenges whose lease ran out; `restarted`, at a start, what this process had before."""
@@ -200,6 +215,8 @@ class Validating:
         if job.timer is not None:
             job.timer.cancel()
         self._jobs.pop(job.work.id, None)
+        if job.done is not None:
+            job.done.set()
 
     def _dispatch(self) -> None:
         """Start attempts while there are slots, one account after the other."""
@@ -292,7 +309,8 @@ class Validating:
             sightings=sightings,
             account_hash_prefix=self._urls.account_hash_prefix(),
             thumbprints=(found.thumbprint, *found.former_thumbprints),
-            covers_more=authorization.wildcard,
+            covers_more=authorization.wildcard or authorization.subdomains,
+            response=challenge.response or b"",
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -316,8 +334,8 @@ class Validating:
                 "unauthorized", "the authorization expired before it was validated", retryable=False
             )
         valid_until = now + self._options.authorization_lifetime
+        details = {} if evidence is None or problem is not None else dict(evidence.details)
         if evidence is not None:
-            extra |= evidence.details
             valid_until = min(valid_until, evidence.until or valid_until)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
@@ -326,7 +344,7 @@ class Validating:
             object=f"acme-authorization:{authorization.id}",
             names=(str(authorization.identifier),),
             reason=None if problem is None else problem.detail,
-            extra={"challenge": challenge.type, **extra},
+            extra={"challenge": challenge.type, **extra, **details},
         )
         await self._store.finish_challenge(
             found,
@@ -336,6 +354,7 @@ class Validating:
             valid_until,
             [event],
             self._failure(authorization, problem),
+            msgspec.json.encode(details) if details else None,
             attempt,
         )
         self._observe(challenge.type, VALID if problem is None else problem.type)

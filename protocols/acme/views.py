@@ -310,6 +310,8 @@ class AcmeFrontEnd:
         if DNS_PERSIST in self._options.challenges:
             meta["issuerDomainNames"] = list(self._options.validation.issuer_domain_names)
             meta["accountHashPrefix"] = self._urls.account_hash_prefix()
+        if self._orders.authorizes_subdomains(profile):
+            meta["subdomainAuthAllowed"] = True
         directory = {
             "newNonce": self._urls.entry("new-nonce", profile),
             "newAccount": self._urls.entry("new-account", profile),
@@ -320,6 +322,8 @@ class AcmeFrontEnd:
             "renewalInfo": self._urls.renewal_info(),
             "meta": meta,
         }
+        if not self._options.authorization_reuse_lifetime:
+            del directory["newAuthz"]
         return _json(directory, headers={"Cache-Control": "public, max-age=60"})
 
     async def _new_nonce(self, request: web.Request) -> web.Response:

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import Protocol
 
 from ca_server.domain.names import Identifier
+from protocols.acme.attestation import Roots
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -74,6 +75,8 @@ class ValidationTarget:
     """Of the account's key and, for records that outlive it, of those that it had before."""
     covers_more: bool = False
     """Whether control of wildcards, or of all names below, is to be shown."""
+    response: bytes = b""
+    """What the client sent to be looked at; empty for challenges that look elsewhere."""
     sightings: Sightings = field(default_factory=Sightings, compare=False)
     """Where the validator tells what it sees on the way to its answer."""
 
@@ -122,6 +125,8 @@ class ValidationPolicy:
     dnssec: Dnssec = Dnssec.OPPORTUNISTIC
     issuer_domain_names: tuple[str, ...] = ()
     """What records of dns-persist-01 call this CA, in lower-case A-labels; 10 at most."""
+    attestation_roots: Roots = field(default_factory=Roots)
+    """What attestations of devices must lead to; none: device-attest-01 is not offered."""
 
     def permits(self, address: IPAddress) -> bool:
         """Whether validation may connect to the address: nothing that it leads to is denied, all is allowed.
