@@ -6,7 +6,7 @@ import typer
 
 from ca_server.bootstrap.caa import CaaReport, account_url, caa_report, system_resolver
 from ca_server.bootstrap.profiles import load_profiles
-from ca_server.cli import acme_account, acme_limits, acme_order
+from ca_server.cli import acme_account, acme_limits, acme_order, acme_simulate
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, one_of, open_settings, run
 from ca_server.cli.output import print_fields, print_json, print_table
 from ca_server.domain.names import InvalidNameError, dns_identifier
@@ -16,6 +16,7 @@ app = typer.Typer(help="Look at ACME accounts and orders, and at what they are h
 app.add_typer(acme_order.app, name="order")
 app.add_typer(acme_account.app, name="account")
 app.add_typer(acme_limits.app, name="limits")
+app.command("simulate")(acme_simulate.simulate_order)
 
 
 @app.command("caa")

@@ -16,7 +16,7 @@ from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.der import assemble
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
 from ca_server.core.keycheck import check_key
-from ca_server.core.lint import Linter, LintError
+from ca_server.core.lint import LintedTbs, Linter, LintError
 from ca_server.core.policy import decide, refusal, unattested_key, unchecked_caa, unproven_identifier
 from ca_server.core.ports import NO_CLAIM, AuditStore, EabClaim, IssuanceStore
 from ca_server.core.profiles import ProfileBook
@@ -88,6 +88,20 @@ class _Admitted:
 
 async def _no_key(_kid: str) -> EabKey | None:
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What would be signed for a request, and by which issuer."""
+
+    issuer: str
+    profile_hash: str
+    subject: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    tbs_der: bytes
+    """The TBSCertificate as it was linted."""
 
 
 class Issuance:
@@ -180,19 +194,11 @@ class Issuance:
             self._observe_outcome(request.requester.protocol.value, request.profile, outcome)
 
     async def _issue(self, request: EnrollmentRequest) -> IssuedCertificate:
-        # 1. Decide; the serial number is drawn with the plan of what will be signed.
-        started = time.perf_counter()
         now = self._clock()
         serial = new_serial(self._random(20))
         try:
-            admitted = await self._decide(request, now)
-            plan = self._plan(admitted, serial, now)
-            self._assert_caa(admitted, plan, now)
-            started = self._stage("decide", started)
-            # 2. Build the TBSCertificate, lint it.
-            unlinted = build_tbs(plan)
-            started = self._stage("build", started)
-            linted = await self._linter.lint(unlinted, plan, admitted.profile)
+            # 1. and 2. Decide; build the TBSCertificate, lint it.
+            admitted, plan, linted = await self._prepare(request, serial, now)
         except CaError as error:
             # A retry finds what stands, whatever policy says by now.
             if (found := await self._standing(request)) is not None:
@@ -200,7 +206,7 @@ class Issuance:
             await self._record_refusal(request, error)
             raise
         tbs = linted.take()
-        started = self._stage("lint", started)
+        started = time.perf_counter()
         # 3. Commit serial, TBS hash and event.
         intent = self._intent(admitted, serial, tbs, now)
         if (found := await self._reserve(admitted, intent)) is not None:
@@ -230,6 +236,38 @@ class Issuance:
             not_before=record.not_before,
             not_after=record.not_after,
         )
+
+    async def rehearse(self, request: EnrollmentRequest) -> Rehearsal:
+        """What `issue` would sign, by the same steps up to the signature: nothing is reserved, signed or recorded.
+
+        Raises as `issue` where it would refuse or hold.
+        """
+        admitted, plan, linted = await self._prepare(request, new_serial(self._random(20)), self._clock())
+        return Rehearsal(
+            issuer=admitted.issuer.name,
+            profile_hash=admitted.profile.hash,
+            subject=plan.subject.rfc4514_string(),
+            names=tuple(str(name) for name in plan.names),
+            not_before=plan.not_before,
+            not_after=plan.not_after,
+            tbs_der=linted.take(),
+        )
+
+    async def _prepare(
+        self, request: EnrollmentRequest, serial: int, now: datetime
+    ) -> tuple[_Admitted, TbsPlan, LintedTbs]:
+        # 1. Decide; the serial number is part of the plan of what will be signed.
+        started = time.perf_counter()
+        admitted = await self._decide(request, now)
+        plan = self._plan(admitted, serial, now)
+        self._assert_caa(admitted, plan, now)
+        started = self._stage("decide", started)
+        # 2. Build the TBSCertificate, lint it.
+        unlinted = build_tbs(plan)
+        started = self._stage("build", started)
+        linted = await self._linter.lint(unlinted, plan, admitted.profile)
+        self._stage("lint", started)
+        return admitted, plan, linted
 
     def _stage(self, name: str, started: float) -> float:
         now = time.perf_counter()

@@ -1,8 +1,8 @@
 """ACME orders, inside a transaction."""
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
+from ca_server.domain.rates import Draw
 from ca_server.store.acme_authorizations import authorizations, insert_authorizations, standing_of
 from ca_server.store.acme_limits import draw
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
@@ -145,10 +146,42 @@ def insert_order(
     The number of statements hardly grows with the number of names. Orders that replace one certificate are all of
     one account, and so one is made after the other.
     """
+    planned = plan_order(connection, order, candidates, bounds, tenant, reuse, afresh)
+    insert_authorizations(connection, planned.made)
+    _INSERT.execute(connection, _order_values(planned.order))
+    _INSERT_LINKS.execute(
+        connection,
+        [
+            {"order_id": order.id, "position": position, "authorization_id": authorization_id}
+            for position, authorization_id in enumerate(planned.order.authorization_ids)
+        ],
+    )
+    return planned.order
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedOrder:
+    """An order with its authorizations, of which those in `made` are yet to be created."""
+
+    order: Order
+    made: tuple[Authorization, ...]
+
+
+def plan_order(
+    connection: Connection,
+    order: Order,
+    candidates: Sequence[Authorization],
+    bounds: OpenBounds,
+    tenant: str,
+    reuse: Reuse | None,
+    afresh: Collection[str],
+    take: Callable[[Connection, Sequence[Draw], datetime], None] = draw,
+) -> PlannedOrder:
+    """What `insert_order` is to insert, decided; `take` has the bounds' draws. Raises as `insert_order`."""
     _check_bounds(connection, order, len(candidates), bounds)
     if order.replaces is not None and is_replaced(connection, order.replaces, order.created_at, tenant):
         raise AlreadyReplacedError
-    draw(connection, bounds.draws, order.created_at)
+    take(connection, bounds.draws, order.created_at)
     names = [item.identifier for item in order.identifiers]
     standing = None
     if reuse is not None:
@@ -164,23 +197,10 @@ def insert_order(
             # What the order stands on must not expire before it.
             chosen[found[0]] = None
             expires_at = min(expires_at, found[1])
-    made = [candidate for candidate in chosen.values() if candidate is not None]
-    insert_authorizations(connection, made)
-    created = replace(
-        order,
-        status=OrderStatus.PENDING if made else OrderStatus.READY,
-        expires_at=expires_at,
-        authorization_ids=tuple(chosen),
-    )
-    _INSERT.execute(connection, _order_values(created))
-    _INSERT_LINKS.execute(
-        connection,
-        [
-            {"order_id": order.id, "position": position, "authorization_id": authorization_id}
-            for position, authorization_id in enumerate(chosen)
-        ],
-    )
-    return created
+    made = tuple(candidate for candidate in chosen.values() if candidate is not None)
+    status = OrderStatus.PENDING if made else OrderStatus.READY
+    planned = replace(order, status=status, expires_at=expires_at, authorization_ids=tuple(chosen))
+    return PlannedOrder(planned, made)
 
 
 def is_replaced(connection: Connection, certid: str, now: datetime, tenant: str) -> bool:

@@ -403,7 +403,7 @@ class Orders:
         event = exchange.event(
             EventType.ISSUANCE_REFUSED,
             Outcome.DENIED,
-            object=None if order_id is None else f"acme-order:{order_id}",
+            object=f"acme:{exchange.own_account.id}" if order_id is None else f"acme-order:{order_id}",
             profile=profile,
             names=tuple(str(name) for name in names),
             reason=denial.detail,

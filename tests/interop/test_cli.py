@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from interoplib.acme import AcmeClient
 from interoplib.commands import column, lines_of, refusal, rows, told
@@ -574,7 +575,6 @@ def test_acme_limits(server: Server) -> None:
     assert told(server, "acme", "limits", "list") == listed[:1]
 
 
-@BOTH_WAYS
 def test_acme_order_show(server: Server) -> None:
     """From a name to the order, and from the order to what each attempt saw, the certificate and the log."""
     name = "three.cli.test"
@@ -598,6 +598,28 @@ def test_acme_order_show(server: Server) -> None:
     account = told(server, "acme", "account", "show", listed["account"])
     assert account["orders"] == len(NAMES)
     assert account["id"] in [each["id"] for each in told(server, "acme", "account", "list")]
+
+
+def test_acme_simulate(server: Server, tmp_path: Path) -> None:
+    """Beside a running server, and with no trace in its log."""
+    account = told(server, "acme", "order", "list", "--name", HELD[0])[0]["account"]
+    leaves = len(server.cli("audit", "export").stdout.splitlines())
+    asked = ("acme", "simulate", "--account", account, "--profile", "short")
+    steps = told(server, *asked, "--name", HELD[0], "--name", "new.hold.test")
+    assert {step["verdict"] for step in steps} == {"allow"}
+    assert [step["name"] for step in steps][-3:] == ["csr", "certificate", "lint"]
+    reused, made = [step["detail"] for step in steps if step["name"] == "authorization"]
+    assert "a valid one is reused" in reused
+    assert "dns-01" in made
+    weak = tmp_path / "weak.pem"
+    key = rsa.generate_private_key(65537, 1024)
+    names = x509.SubjectAlternativeName([x509.DNSName(HELD[0])])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=False)
+    weak.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    options = ("--name", HELD[0], "--csr", str(weak), "--home", server.home, "--json")
+    last = json.loads(run([server.command, *asked, *options], expect=1).stdout)[-1]
+    assert (last["name"], last["verdict"], last["rule"]) == ("csr", "deny", "keys.allowed")
+    assert len(server.cli("audit", "export").stdout.splitlines()) == leaves
 
 
 def test_acme_order_mistakes(server: Server) -> None:

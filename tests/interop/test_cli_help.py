@@ -42,6 +42,7 @@ READERS = {
     "eab list",
     "eab show",
     "incident list",
+    "acme simulate",
     "acme account list",
     "acme account show",
     "acme limits list",
