@@ -13,6 +13,7 @@ import structlog
 
 from ca_server.bootstrap import boot, metrics
 from ca_server.bootstrap.names import listener_identifiers
+from ca_server.bootstrap.pipeline import compose_pipeline
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.stores import Stores, open_stores, prepare_database
 from ca_server.bootstrap.token import SECRETS_LABEL, open_token
@@ -22,9 +23,9 @@ from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher, CrlSchedule
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.incidents import Incidents
-from ca_server.core.issuance import Issuance
 from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
 from ca_server.core.jobs import Job, Jobs
+from ca_server.core.limits import LimitKeys
 from ca_server.core.lint import Linter
 from ca_server.core.ocsp import OcspResponder
 from ca_server.core.ports import Health, KeyStore, SigningKey, Welcome
@@ -50,8 +51,6 @@ TAKEN_OVER = 10.0
 DRAIN_OF_ISSUANCE = 0.3
 """Part of `processes.drain_seconds` for issuance under way, when the ports are closed."""
 _SKIP_VALIDATION = "acme.unsafe_skip_validation"
-CAA_TO_SIGNATURE = timedelta(minutes=5)
-"""Between a front's check of CAA records and the signature, waits and other nodes' clocks included."""
 MAX_AUDIT_LAG = 30.0
 """Seconds that the tree of the audit log may be behind before this core says that it is not well."""
 
@@ -106,19 +105,7 @@ class CoreRuntime:
         self.anchor = anchor
         self.issuers = IssuerRegistry(stores.issuers, keys, urls)
         self.ceremony = Ceremony(stores.issuers, stores.audit, keys, linter, events, urls)
-        self.issuance = Issuance(
-            store=stores.issuance,
-            audit=stores.audit,
-            issuers=self.issuers,
-            profiles=book,
-            linter=linter,
-            events=events,
-            fence=lambda: fence,
-            evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
-            caa_lifetime=timedelta(seconds=settings.acme.caa_max_age) + CAA_TO_SIGNATURE,
-            observe_stage=metrics.stage,
-            observe_outcome=metrics.issuance,
-        )
+        self.issuance = compose_pipeline(settings, stores, self.issuers, book, linter, events, lambda: fence)
         self.publisher = CrlPublisher(
             store=stores.revocation,
             issuers=self.issuers,
@@ -350,6 +337,7 @@ class CoreRuntime:
             accounts=self.accounts,
             blocklist=Blocklist(self.stores.issuance, self.events),
             incidents=Incidents(self.stores.incidents, self.events),
+            limits=LimitKeys(self.stores.limits, self.events),
             reload=self.reload,
             health=self.health,
             gate=self.gate,

@@ -145,7 +145,7 @@ async def _front_ends(
     }
     if "acme" in wanted:
         acme = AcmeFrontEnd(
-            options=_acme_options(settings, welcome, roots),
+            options=acme_options(settings, welcome, roots),
             store=SqlAcmeStore(stores.database, settings.server.tenant),
             core=core,
             profiles=book,
@@ -161,7 +161,8 @@ async def _front_ends(
     return registrars
 
 
-def _acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOptions:
+def acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOptions:
+    """The options of the ACME front-end, by the settings and by what the core says."""
     acme = settings.acme
     return AcmeOptions(
         external_url=settings.https_url,

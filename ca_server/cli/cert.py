@@ -55,6 +55,9 @@ def list_certificates(
     profile: Annotated[str | None, typer.Option(help="Of this profile.")] = None,
     status: Annotated[str | None, typer.Option(help=f"One of {', '.join(_STATUSES)}.")] = None,
     requester: Annotated[str | None, typer.Option(help="Asked for by this requester, such as `acme:ID`.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Of this owner of an external account key, when it was issued.")
+    ] = None,
     expiring_within: Annotated[
         str | None, typer.Option(metavar="TIME", help="Valid now, and ends within this time, such as 14d or 12h.")
     ] = None,
@@ -87,6 +90,7 @@ def list_certificates(
                 profile=profile,
                 status=InventoryStatus.VALID if ends_before is not None else wanted,
                 requester=requester,
+                owner=owner,
                 ends_before=ends_before,
                 now=now,
                 limit=limit + 1,
@@ -98,7 +102,7 @@ def list_certificates(
     if json:
         print_json(rows)
     else:
-        columns = ("serial", "issuer", "status", "names", "profile", "not_after", "requester")
+        columns = ("serial", "issuer", "status", "names", "profile", "not_after", "requester", "owner")
         print_table([column.replace("_", " ") for column in columns], [[row[key] for key in columns] for row in rows])
     if len(found) > limit:
         sys.stderr.write(f"there are more: --after {rows[-1]['serial']}\n")

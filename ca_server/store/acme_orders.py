@@ -1,8 +1,8 @@
 """ACME orders, inside a transaction."""
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,13 +13,14 @@ from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
+from ca_server.domain.rates import Draw
 from ca_server.store.acme_authorizations import authorizations, insert_authorizations, standing_of
 from ca_server.store.acme_limits import draw
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
 from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, is_literally, is_one_of
-from ca_server.store.tables import certificates, enrollments, intents
+from ca_server.store.tables import certificates, enrollments, intents, spki_blocklist
 from ca_server.store.types import AnyRow
 from protocols.acme.model import (
     Authorization,
@@ -108,7 +109,14 @@ _MAKE_READY = Prepared(
     )
     .values(status=OrderStatus.READY.value)
 )
-_ACCOUNT_STATUS = Prepared(select(acme_accounts.c.status).where(acme_accounts.c.id == bindparam("account_id")))
+IS_ITS_KEY = spki_blocklist.c.spki_sha256 == acme_accounts.c.spki_sha256
+KEY_BLOCKED = spki_blocklist.c.spki_sha256.is_not(None).label("key_blocked")
+"""Of an account that is joined by IS_ITS_KEY to the blocklist: whether its key is there."""
+_ACCOUNT = Prepared(
+    select(acme_accounts.c.status, acme_accounts.c.eab_kid, KEY_BLOCKED)
+    .outerjoin(spki_blocklist, IS_ITS_KEY)
+    .where(acme_accounts.c.id == bindparam("account_id"))
+)
 _IS_LIVE = Prepared(
     select(intents.c.id)
     .join(enrollments, enrollments.c.id == intents.c.enrollment_id)
@@ -138,10 +146,42 @@ def insert_order(
     The number of statements hardly grows with the number of names. Orders that replace one certificate are all of
     one account, and so one is made after the other.
     """
+    planned = plan_order(connection, order, candidates, bounds, tenant, reuse, afresh)
+    insert_authorizations(connection, planned.made)
+    _INSERT.execute(connection, _order_values(planned.order))
+    _INSERT_LINKS.execute(
+        connection,
+        [
+            {"order_id": order.id, "position": position, "authorization_id": authorization_id}
+            for position, authorization_id in enumerate(planned.order.authorization_ids)
+        ],
+    )
+    return planned.order
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedOrder:
+    """An order with its authorizations, of which those in `made` are yet to be created."""
+
+    order: Order
+    made: tuple[Authorization, ...]
+
+
+def plan_order(
+    connection: Connection,
+    order: Order,
+    candidates: Sequence[Authorization],
+    bounds: OpenBounds,
+    tenant: str,
+    reuse: Reuse | None,
+    afresh: Collection[str],
+    take: Callable[[Connection, Sequence[Draw], datetime], None] = draw,
+) -> PlannedOrder:
+    """What `insert_order` is to insert, decided; `take` has the bounds' draws. Raises as `insert_order`."""
     _check_bounds(connection, order, len(candidates), bounds)
     if order.replaces is not None and is_replaced(connection, order.replaces, order.created_at, tenant):
         raise AlreadyReplacedError
-    draw(connection, bounds.draws, order.created_at)
+    take(connection, bounds.draws, order.created_at)
     names = [item.identifier for item in order.identifiers]
     standing = None
     if reuse is not None:
@@ -157,23 +197,10 @@ def insert_order(
             # What the order stands on must not expire before it.
             chosen[found[0]] = None
             expires_at = min(expires_at, found[1])
-    made = [candidate for candidate in chosen.values() if candidate is not None]
-    insert_authorizations(connection, made)
-    created = replace(
-        order,
-        status=OrderStatus.PENDING if made else OrderStatus.READY,
-        expires_at=expires_at,
-        authorization_ids=tuple(chosen),
-    )
-    _INSERT.execute(connection, _order_values(created))
-    _INSERT_LINKS.execute(
-        connection,
-        [
-            {"order_id": order.id, "position": position, "authorization_id": authorization_id}
-            for position, authorization_id in enumerate(chosen)
-        ],
-    )
-    return created
+    made = tuple(candidate for candidate in chosen.values() if candidate is not None)
+    status = OrderStatus.PENDING if made else OrderStatus.READY
+    planned = replace(order, status=status, expires_at=expires_at, authorization_ids=tuple(chosen))
+    return PlannedOrder(planned, made)
 
 
 def is_replaced(connection: Connection, certid: str, now: datetime, tenant: str) -> bool:
@@ -274,11 +301,12 @@ def order_work(connection: Connection, order_id: str, tenant: str) -> OrderWork 
     if order is None:
         return None
     key = enrollment_key(order.profile, order.account_id, order.id, tenant)
+    account = _ACCOUNT.execute(connection, {"account_id": order.account_id}).one()
     return OrderWork(
         order=order,
-        account_status=AccountStatus(
-            _ACCOUNT_STATUS.execute(connection, {"account_id": order.account_id}).one().status
-        ),
+        account_status=AccountStatus(account.status),
+        eab_kid=account.eab_kid,
+        key_blocked=account.key_blocked,
         authorizations=authorizations(connection, order.authorization_ids),
         is_live=_IS_LIVE.execute(connection, enrollment_parameters(key)).first() is not None,
     )

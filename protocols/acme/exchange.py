@@ -96,6 +96,15 @@ class Exchange:
         )
 
 
+def blocked_account_key() -> CaError:
+    """The refusal of an account whose key was put on the blocklist: whoever has it could roll it to one of his own."""
+    return CaError(
+        ErrorKind.UNAUTHENTICATED,
+        "the account's key is on this CA's blocklist; make an account with another key",
+        rule="keys.blocklist",
+    )
+
+
 class Doorkeeper:
     """Turns requests into exchanges (RFC 8555 section 6)."""
 
@@ -195,18 +204,42 @@ class Doorkeeper:
         )
         await self._store.record([event], nonce)
 
+    async def pretend(self, account_id: str, profile: str, payload: bytes) -> Exchange:
+        """An exchange as if an account had sent a payload to an entry point: for rehearsals, which nobody signs.
+
+        It has no nonce to use up. Raises as `open` where the account may do nothing.
+        """
+        account = await self._account(account_id)
+        return Exchange(
+            profile=profile,
+            url=self._urls.entry("rehearsal", profile),
+            payload=payload,
+            key=account_key(account.jwk),
+            account=account,
+            request_id="",
+            source=None,
+            now=datetime.now(UTC),
+            events=self._events,
+            _nonce=None,
+        )
+
     async def _signer(self, jws: Jws, *, by_key: bool) -> tuple[Account | None, Jwk]:
         if jws.jwk is not None:
             if not by_key:
                 raise CaError(ErrorKind.MALFORMED, "sign this request with kid, the account's URL")
             return None, jws.jwk
-        account_id = self._urls.account_id_of(jws.kid or "")
+        account = await self._account(self._urls.account_id_of(jws.kid or ""))
+        return account, account_key(account.jwk)
+
+    async def _account(self, account_id: str | None) -> Account:
         account = None if account_id is None else await self._store.account(account_id)
         if account is None or account.tenant != self._options.tenant:
             raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "kid names no account of this server"))
         if account.status is not AccountStatus.VALID:
             raise CaError(ErrorKind.UNAUTHENTICATED, f"the account is {account.status.value}")
-        return account, account_key(account.jwk)
+        if account.key_blocked:
+            raise blocked_account_key()
+        return account
 
     async def close(self, exchange: Exchange) -> None:
         """Use the nonce up where no transaction of the request did. NonceReplayedError."""

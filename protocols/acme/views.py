@@ -104,6 +104,16 @@ class AcmeFrontEnd:
         self._retention_due = datetime.now(UTC)
         """Owned by the task of the housekeeping."""
 
+    @property
+    def door(self) -> Doorkeeper:
+        """What turns requests into exchanges."""
+        return self._door
+
+    @property
+    def orders(self) -> Orders:
+        """What answers newOrder and finalize."""
+        return self._orders
+
     # --- Life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:

@@ -15,6 +15,7 @@ from ca_server.store.audit import SqlAuditStore
 from protocols.acme.model import Attempt, OrderStatus
 from protocols.acme.validation import Sightings, ValidationProblem
 
+ONE_DATABASE = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 NOW = datetime.now(UTC)
 LATER = timedelta(days=400)
 
@@ -58,6 +59,7 @@ async def fail(client, *names, kind="http-01"):
     return order
 
 
+@ONE_DATABASE
 async def test_an_http_01_attempt_tells_address_port_and_answer(world, records):
     world.resolve("a.test")
     client = await world.client()
@@ -73,6 +75,7 @@ async def test_an_http_01_attempt_tells_address_port_and_answer(world, records):
     assert answer.startswith(f"127.0.0.1 port {world.web.port} answered 200, ")
 
 
+@ONE_DATABASE
 async def test_an_attempt_at_dns_01_tells_the_records(world, records):
     world.dns.records["_acme-challenge.a.test", "TXT"] = ['"wrong"', '"evil\\010\\027[31m"']
     order = await fail(await world.client(), "a.test", kind="dns-01")
@@ -88,6 +91,7 @@ async def test_an_attempt_at_dns_01_tells_the_records(world, records):
         assert "expected" in attempt.detail
 
 
+@ONE_DATABASE
 async def test_an_attempt_at_tls_alpn_01_tells_each_address(world, records):
     world.resolve("a.test")
     policy = replace(world.options.validation, tls_alpn_01_port=world.web.port)
@@ -98,6 +102,7 @@ async def test_an_attempt_at_tls_alpn_01_tells_each_address(world, records):
     assert all(attempt.seen == (f"127.0.0.1 port {world.web.port}: connected",) for attempt in attempts)
 
 
+@ONE_DATABASE
 async def test_what_a_redirect_led_to_is_told_without_its_content(world, records):
     world.resolve("a.test", "b.test")
     client = await world.client()
@@ -119,6 +124,7 @@ async def test_what_a_redirect_led_to_is_told_without_its_content(world, records
     assert "inside" not in "".join(seen)
 
 
+@ONE_DATABASE
 async def test_what_is_seen_is_printable_and_bounded(world, records):
     class Talkative:
         type = "dns-01"
@@ -140,6 +146,7 @@ async def test_what_is_seen_is_printable_and_bounded(world, records):
     assert attempt.detail.isprintable()
 
 
+@ONE_DATABASE
 async def test_attempts_of_a_challenge_are_bounded_by_the_configuration(world, records):
     await world.serve(replace(world.options, validation_attempts=3))
     order = await fail(await world.client(), "a.test", kind="dns-01")
@@ -193,6 +200,31 @@ async def test_the_life_of_an_order(world, records, csr):
     assert refused["request_id"]
 
 
+@ONE_DATABASE
+async def test_what_was_refused_before_there_was_an_order_is_told_of_its_account(world):
+    client = await world.client()
+    await client.order("a.elsewhere.example")
+    events = await events_of(SqlAuditStore(world.database), [f"acme:{id_of(client.kid)}"])
+    assert [(event["type"], event.get("rule")) for event in events] == [
+        ("account.created", None),
+        ("issuance.refused", "names.dns"),
+    ]
+
+
+@ONE_DATABASE
+async def test_an_attempt_at_dns_persist_01_tells_each_lookup(world, records):
+    policy = replace(world.options.validation, issuer_domain_names=("ca.example.test",))
+    await world.serve(replace(world.options, validation=policy, challenges=("dns-persist-01",)))
+    world.dns.records["_validation-persist.a.b.test", "TXT"] = ['"other.example; accounturi=x"']
+    order = await fail(await world.client(), "a.b.test", kind="dns-persist-01")
+    (attempt, _again) = attempts_of(await record_of(records, order))
+    assert attempt.seen[:2] == (
+        "TXT _validation-persist.a.b.test: 1 records",
+        "TXT _validation-persist.a.b.test: 'other.example; accounturi=x'",
+    )
+    assert attempt.seen[2].startswith("TXT _validation-persist.b.test: ")
+
+
 async def test_orders_are_found_by_name_account_status_and_time(world, records):
     world.resolve("a.test", "b.a.test")
     one, two = await world.client(), await world.client()
@@ -217,6 +249,7 @@ async def test_orders_are_found_by_name_account_status_and_time(world, records):
     assert not (await records.orders(OrderSearch(), NOW, 3, None)).more
 
 
+@ONE_DATABASE
 async def test_a_search_goes_on_where_it_gave_up(world, records, monkeypatch):
     monkeypatch.setattr("ca_server.store.acme_records._PAGE", 1)
     monkeypatch.setattr("ca_server.store.acme_records.MOST_LOOKED_AT", 2)

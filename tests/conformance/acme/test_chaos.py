@@ -8,6 +8,7 @@ import pytest
 from protocols.acme.chaos import Chaos, ChaosOptions
 from protocols.acme.nonces import Flavour, NonceBook
 
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 ALWAYS, NEVER = 0.0, 0.999
 TRIED = ChaosOptions(frozenset({"short"}), frozenset({"issuing"}), 0.05, 0.0, 0.5)
 
@@ -64,7 +65,7 @@ async def test_who_was_refused_is_given_a_good_nonce_where_it_asks_for_one(tried
     assert (await client.order("a.short.test")).problem == "badNonce", "once"
 
 
-def test_few_addresses_are_remembered(monkeypatch):
+def test_few_addresses_are_remembered(monkeypatch, url):
     monkeypatch.setattr("protocols.acme.chaos._REMEMBERED", 2)
     chaos = Chaos(TRIED)
     for address in ("a", "b", "c"):

@@ -7,7 +7,7 @@ from attestations import Chain, authority
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ca_server.bootstrap.attestation import load_attestation_roots
-from ca_server.bootstrap.front import _acme_options
+from ca_server.bootstrap.front import acme_options
 from ca_server.core.ports import Welcome
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import AcmeSettings, AttestationSettings, Home, Settings
@@ -39,7 +39,7 @@ def test_files(tmp_path: Path) -> None:
 def test_the_front_has_them() -> None:
     roots = Roots({"apple": (CHAIN.root.certificate,)})
     welcome = Welcome("node", b"", "")
-    assert _acme_options(Settings(), welcome, roots).validation.attestation_roots is roots
+    assert acme_options(Settings(), welcome, roots).validation.attestation_roots is roots
 
 
 @pytest.mark.parametrize(
