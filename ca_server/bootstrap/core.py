@@ -25,6 +25,7 @@ from ca_server.core.eab import ExternalAccounts
 from ca_server.core.incidents import Incidents
 from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
 from ca_server.core.jobs import Job, Jobs
+from ca_server.core.limits import LimitKeys
 from ca_server.core.lint import Linter
 from ca_server.core.ocsp import OcspResponder
 from ca_server.core.ports import Health, KeyStore, SigningKey, Welcome
@@ -336,6 +337,7 @@ class CoreRuntime:
             accounts=self.accounts,
             blocklist=Blocklist(self.stores.issuance, self.events),
             incidents=Incidents(self.stores.incidents, self.events),
+            limits=LimitKeys(self.stores.limits, self.events),
             reload=self.reload,
             health=self.health,
             gate=self.gate,

@@ -35,6 +35,7 @@ def compose_pipeline(
         linter=linter,
         events=events,
         fence=fence,
+        bound_key=stores.eab.bound_key,
         evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
         caa_lifetime=timedelta(seconds=settings.acme.caa_max_age) + CAA_TO_SIGNATURE,
         observe_stage=metrics.stage,

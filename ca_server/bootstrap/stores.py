@@ -16,6 +16,7 @@ from ca_server.store.incidents import SqlIncidentStore
 from ca_server.store.inventory import SqlInventory
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
+from ca_server.store.limits import SqlLimitStore
 from ca_server.store.migrate import migrate, schema_state
 from ca_server.store.profiles import SqlProfileStore
 from ca_server.store.revocation import SqlRevocationStore
@@ -37,6 +38,7 @@ class Stores:
     inventory: SqlInventory
     incidents: SqlIncidentStore
     acme: SqlAcmeRecords
+    limits: SqlLimitStore
 
 
 def database_url(home: Home, settings: Settings) -> str:
@@ -105,6 +107,7 @@ async def open_stores(home: Home, settings: Settings, *, as_front: bool = False)
             inventory=SqlInventory(database),
             incidents=SqlIncidentStore(database),
             acme=SqlAcmeRecords(database, settings.server.tenant),
+            limits=SqlLimitStore(database),
         )
     finally:
         await database.close()

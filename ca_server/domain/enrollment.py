@@ -88,6 +88,8 @@ class EnrollmentRequest:
     source: str | None = None
     issuer: str = ""
     """The issuer, where the server itself asks (Protocol.INTERNAL); everyone else's comes from the profile."""
+    eab_kid: str = ""
+    """The external account key by which the front-end says that the account is bound; the core knows it better."""
 
     @property
     def key(self) -> EnrollmentKey:

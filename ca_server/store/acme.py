@@ -55,14 +55,17 @@ from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.claims import Once
 from ca_server.store.database import Along, Database
+from ca_server.store.eab_quota import look
+from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
-from ca_server.store.tables import certificates, eab_keys
+from ca_server.store.tables import certificates
 from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
 from protocols.acme.ports import (
     ANY_VALID,
     Agreement,
+    Binding,
     ChallengeWork,
     KeyHolder,
     Lessee,
@@ -83,9 +86,9 @@ def account_lock(account_id: str) -> str:
     return f"acme-account:{account_id}"
 
 
-def key_lock(account: Account, thumbprint: str | None = None) -> str:
-    """Name of the lock under which a key, of that thumbprint or the account's own, gets its account."""
-    return f"acme-key:{account.tenant}:{thumbprint or account.key_thumbprint}"
+def key_lock(account: Account) -> str:
+    """Name of the lock under which an account's key gets its account."""
+    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
 
 
 class SqlAcmeStore:
@@ -134,12 +137,19 @@ class SqlAcmeStore:
     async def account(self, account_id: str) -> Account | None:
         return await self._database.glance(lambda connection: account_by_id(connection, account_id), one_moment=False)
 
-    async def bound_profile(self, account: Account) -> str | None:
-        if account.eab_kid is None:
+    async def binding(self, account: Account, names: Sequence[Identifier], now: datetime) -> Binding | None:
+        kid = account.eab_kid
+        if kid is None:
             return None
-        query = select(eab_keys.c.profile).where(eab_keys.c.kid == account.eab_kid)
-        found: str | None = await self._database.read(lambda connection: connection.execute(query).scalar())
-        return found
+
+        def query(connection: Connection) -> Binding | None:
+            key = read_key(connection, kid)
+            if key is None:
+                return None
+            no_room = look(connection, key, account.id, tuple(map(str, names)), now) if names else None
+            return Binding(key, no_room)
+
+        return await self._database.read(query)
 
     async def account_by_key(self, tenant: str, thumbprint: str) -> Account | None:
         return await self._database.read(lambda connection: account_by_thumbprint(connection, tenant, thumbprint))
@@ -180,17 +190,17 @@ class SqlAcmeStore:
         )
 
     async def change_account_key(
-        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account: Account, new: Account, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> KeyHolder:
         def work(connection: Connection) -> KeyHolder:
-            holder = change_account_key(connection, account, jwk, thumbprint)
+            holder = change_account_key(connection, account, new)
             if holder.changed:
                 insert_events(connection, events)
             return holder
 
         return await self._database.write(
             work,
-            locks=(account_lock(account.id), key_lock(account, thumbprint)),
+            locks=(account_lock(account.id), key_lock(new)),
             once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
         )
 
@@ -298,14 +308,16 @@ class SqlAcmeStore:
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
         reuse: Reuse = ANY_VALID,
+        draws: Sequence[Draw] = (),
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
             found, created = preauthorize(connection, candidate, max_open, reuse)
             if created:
+                draw(connection, draws, candidate.created_at)
                 insert_events(connection, events)
             return found
 
-        return await self._write(work, account_id=candidate.account_id, nonce=nonce)
+        return await self._write(work, account_id=candidate.account_id, nonce=nonce, draws=draws)
 
     async def authorization(self, authorization_id: str) -> Authorization | None:
         found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.store.acme_orders import fail_orders
+from ca_server.store.acme_orders import IS_ITS_KEY, KEY_BLOCKED, fail_orders
 from ca_server.store.acme_tables import (
     acme_accounts,
     acme_authorizations,
@@ -18,6 +18,7 @@ from ca_server.store.acme_tables import (
 )
 from ca_server.store.claims import OnceTable
 from ca_server.store.statements import Prepared, insert_or_ignore
+from ca_server.store.tables import spki_blocklist
 from ca_server.store.types import AnyRow
 from protocols.acme.model import AuthorizationStatus, sources_of
 from protocols.acme.ports import KeyHolder, NonceReplayedError
@@ -25,8 +26,10 @@ from protocols.acme.ports import KeyHolder, NonceReplayedError
 USED_NONCES = OnceTable(acme_nonces, acme_nonces.c.nonce, acme_nonces.c.expires_at, NonceReplayedError)
 
 _REMEMBER = Prepared(insert_or_ignore(acme_former_keys, ("account_id", "key_thumbprint")))
-_BY_ID = Prepared(select(acme_accounts).where(acme_accounts.c.id == bindparam("account_id")))
-_BY_THUMBPRINT = select(acme_accounts).where(
+# With the account, at no look more, whether its key is blocked by now.
+_WITH_KEY = select(acme_accounts, KEY_BLOCKED).outerjoin(spki_blocklist, IS_ITS_KEY)
+_BY_ID = Prepared(_WITH_KEY.where(acme_accounts.c.id == bindparam("account_id")))
+_BY_THUMBPRINT = _WITH_KEY.where(
     acme_accounts.c.tenant == bindparam("of_tenant"), acme_accounts.c.key_thumbprint == bindparam("thumbprint")
 )
 
@@ -52,6 +55,8 @@ def account_of(row: AnyRow) -> Account:
         eab_kid=row.eab_kid,
         eab_binding=row.eab_binding,
         tenant=row.tenant,
+        spki_sha256=row.spki_sha256,
+        key_blocked=row.key_blocked,
     )
 
 
@@ -71,6 +76,7 @@ def insert_account(connection: Connection, account: Account) -> None:
             "contacts": json.dumps(account.contacts),
             "jwk": account.jwk,
             "eab_binding": account.eab_binding,
+            "spki_sha256": account.spki_sha256,
         },
     )
 
@@ -103,14 +109,14 @@ def change_account(connection: Connection, account_id: str, values: dict[str, An
     return account
 
 
-def change_account_key(connection: Connection, account: Account, jwk: bytes, thumbprint: str) -> KeyHolder:
-    """Replace the key that `account` has; or return who has the new one. UNAUTHENTICATED as `change_account`."""
-    standing = account_by_thumbprint(connection, account.tenant, thumbprint)
+def change_account_key(connection: Connection, account: Account, new: Account) -> KeyHolder:
+    """Replace the key that `account` has by that of `new`; or return who has that. UNAUTHENTICATED as above."""
+    standing = account_by_thumbprint(connection, account.tenant, new.key_thumbprint)
     if standing is not None:
         return KeyHolder(standing, changed=False)
     # Of two changes that one old key signed, the second finds another key.
     is_old = acme_accounts.c.key_thumbprint == account.key_thumbprint
-    values = {"key_thumbprint": thumbprint, "jwk": jwk}
+    values = {"key_thumbprint": new.key_thumbprint, "jwk": new.jwk, "spki_sha256": new.spki_sha256}
     changed = change_account(connection, account.id, values, is_old)
     _REMEMBER.execute(connection, {"account_id": account.id, "key_thumbprint": account.key_thumbprint})
     return KeyHolder(changed, changed=True)

@@ -20,7 +20,7 @@ from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
 from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, is_literally, is_one_of
-from ca_server.store.tables import certificates, enrollments, intents
+from ca_server.store.tables import certificates, enrollments, intents, spki_blocklist
 from ca_server.store.types import AnyRow
 from protocols.acme.model import (
     Authorization,
@@ -109,7 +109,14 @@ _MAKE_READY = Prepared(
     )
     .values(status=OrderStatus.READY.value)
 )
-_ACCOUNT_STATUS = Prepared(select(acme_accounts.c.status).where(acme_accounts.c.id == bindparam("account_id")))
+IS_ITS_KEY = spki_blocklist.c.spki_sha256 == acme_accounts.c.spki_sha256
+KEY_BLOCKED = spki_blocklist.c.spki_sha256.is_not(None).label("key_blocked")
+"""Of an account that is joined by IS_ITS_KEY to the blocklist: whether its key is there."""
+_ACCOUNT = Prepared(
+    select(acme_accounts.c.status, acme_accounts.c.eab_kid, KEY_BLOCKED)
+    .outerjoin(spki_blocklist, IS_ITS_KEY)
+    .where(acme_accounts.c.id == bindparam("account_id"))
+)
 _IS_LIVE = Prepared(
     select(intents.c.id)
     .join(enrollments, enrollments.c.id == intents.c.enrollment_id)
@@ -294,11 +301,12 @@ def order_work(connection: Connection, order_id: str, tenant: str) -> OrderWork 
     if order is None:
         return None
     key = enrollment_key(order.profile, order.account_id, order.id, tenant)
+    account = _ACCOUNT.execute(connection, {"account_id": order.account_id}).one()
     return OrderWork(
         order=order,
-        account_status=AccountStatus(
-            _ACCOUNT_STATUS.execute(connection, {"account_id": order.account_id}).one().status
-        ),
+        account_status=AccountStatus(account.status),
+        eab_kid=account.eab_kid,
+        key_blocked=account.key_blocked,
         authorizations=authorizations(connection, order.authorization_ids),
         is_live=_IS_LIVE.execute(connection, enrollment_parameters(key)).first() is not None,
     )

@@ -11,7 +11,6 @@ from typing import NoReturn, cast
 
 from sqlalchemy import Connection
 
-from ca_server.domain.accounts import AccountStatus
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.rates import Draw
@@ -93,9 +92,14 @@ class RehearsalStore(SqlAcmeStore):
         order, stands = self._order, self.stands
         if order is None or stands is None or order.id != order_id:
             return None
+        account = await self.account(order.account_id)
+        if account is None:
+            return None
         return OrderWork(
             order=order,
-            account_status=AccountStatus.VALID,
+            account_status=account.status,
+            eab_kid=account.eab_kid,
+            key_blocked=account.key_blocked,
             authorizations=(
                 *stands.reused,
                 *(_validated(each, order.created_at, self._challenge) for each in stands.made),

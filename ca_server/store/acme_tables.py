@@ -32,7 +32,14 @@ acme_accounts = Table(
     Column("jwk", LargeBinary, nullable=False),
     Column("eab_binding", LargeBinary),
     Column("terms_of_service", String),
+    Column("spki_sha256", LargeBinary),
     UniqueConstraint("tenant", "key_thumbprint"),
+    Index(
+        "ix_acme_accounts_eab_kid",
+        "eab_kid",
+        sqlite_where=text("eab_kid IS NOT NULL"),
+        postgresql_where=text("eab_kid IS NOT NULL"),
+    ),
 )
 
 acme_former_keys = Table(

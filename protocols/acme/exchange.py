@@ -96,6 +96,15 @@ class Exchange:
         )
 
 
+def blocked_account_key() -> CaError:
+    """The refusal of an account whose key was put on the blocklist: whoever has it could roll it to one of his own."""
+    return CaError(
+        ErrorKind.UNAUTHENTICATED,
+        "the account's key is on this CA's blocklist; make an account with another key",
+        rule="keys.blocklist",
+    )
+
+
 class Doorkeeper:
     """Turns requests into exchanges (RFC 8555 section 6)."""
 
@@ -228,6 +237,8 @@ class Doorkeeper:
             raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "kid names no account of this server"))
         if account.status is not AccountStatus.VALID:
             raise CaError(ErrorKind.UNAUTHENTICATED, f"the account is {account.status.value}")
+        if account.key_blocked:
+            raise blocked_account_key()
         return account
 
     async def close(self, exchange: Exchange) -> None:

@@ -1,7 +1,7 @@
 """Issuing in the background: finalized orders are worked on under a lease until they have a certificate or an error."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -13,9 +13,11 @@ from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import AccountStatus
 from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.bindings import QUOTA_RULES
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import CaaChecked, EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
+from ca_server.domain.rates import Draw
 from protocols.acme.caa.checking import CaaChecks
 from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.options import AcmeOptions
@@ -33,8 +35,8 @@ _RETRYABLE = RETRYABLE_KINDS | {ErrorKind.CONFLICT}
 """A conflict is between processes of ours, such as two cores at work on one order after a lease ran out."""
 _INTERNAL_ATTEMPTS = 5
 """How often one process lets an order meet a failure that is nobody's outage: it will hardly go away."""
-_LINT = "lint"
-"""The rule of a certificate that did not pass its checks: the next would not either."""
+_FINAL = QUOTA_RULES | {"lint"}
+"""Rules that the next attempt would meet too. Where a quota has no room the client is told, to make another order."""
 _UNCHECKED = "names.caa"
 """The core's rule where it enforces CAA and this front did not look: the profile was changed a moment ago."""
 _CLAIM_LIMIT = 100
@@ -46,6 +48,7 @@ def enrollment_request(
     csr_der: bytes,
     evidence: tuple[ValidatedIdentifier, ...],
     caa: tuple[CaaChecked, ...] = (),
+    eab_kid: str = "",
 ) -> EnrollmentRequest:
     """The pipeline's request of an order: its id is the transaction key, so that every retry is the same request."""
     return EnrollmentRequest(
@@ -61,6 +64,7 @@ def enrollment_request(
         caa=caa,
         request_id=order.request_id,
         source=order.source,
+        eab_kid=eab_kid,
     )
 
 
@@ -106,13 +110,14 @@ class Issuing:
     def _lessee(self, pause: float = 0.0) -> Lessee:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
-    async def begin(self, order: Order, csr_der: bytes, nonce: NonceUse | None) -> Order | None:
+    async def begin(
+        self, order: Order, csr_der: bytes, nonce: NonceUse | None, draws: Sequence[Draw] = ()
+    ) -> Order | None:
         """Take a ready order to processing, committed with its CSR, and start work; None where it is not ready.
 
-        RATE_LIMITED, and the order stays ready, where a limit on its names has no room.
+        RATE_LIMITED, and the order stays ready, where one of its draws has no room.
         """
         lessee = self._lessee()
-        draws = self._options.limits.certificate(order)
         if not await self._store.begin_finalize(order.account_id, order.id, csr_der, lessee, nonce, draws):
             return None
         self._start(Work(order.id, order.account_id))
@@ -204,8 +209,14 @@ class Issuing:
         if clearance.problem is not None:
             return await self._object(found, clearance.problem)
         try:
-            evidence, caa = evidence_of(found), clearance.checked
-            request = enrollment_request(order, self._options.tenant, order.csr_der or b"", evidence, caa)
+            request = enrollment_request(
+                order,
+                self._options.tenant,
+                order.csr_der or b"",
+                evidence_of(found),
+                clearance.checked,
+                found.eab_kid or "",
+            )
             return _Outcome.SETTLED, await self._core.issue(request)
         except CaError as error:
             if error.kind is ErrorKind.PENDING_APPROVAL:
@@ -249,7 +260,7 @@ def _outcome_of(error: CaError, *, last: bool) -> _Outcome:
     """Whether to ask the core again after it refused or failed."""
     if error.rule == _UNCHECKED and not last:
         return _Outcome.FAILED
-    if error.kind not in _RETRYABLE or error.rule == _LINT or (last and error.kind is ErrorKind.INTERNAL):
+    if error.kind not in _RETRYABLE or error.rule in _FINAL or (last and error.kind is ErrorKind.INTERNAL):
         return _Outcome.SETTLED
     return _Outcome.FAILED if error.kind is ErrorKind.INTERNAL else _Outcome.AGAIN
 
@@ -258,6 +269,8 @@ def _objection(found: OrderWork, now: datetime) -> CaError | None:
     """Why an order may not be issued (any more), whatever the core would say: what it was accepted on has changed."""
     if found.account_status is not AccountStatus.VALID:
         return CaError(ErrorKind.UNAUTHORIZED, f"the account is {found.account_status.value}", rule="acme.account")
+    if found.key_blocked:
+        return CaError(ErrorKind.UNAUTHORIZED, "the account's key is on the blocklist", rule="acme.account")
     for authorization in found.authorizations:
         status = authorization.status_at(now)
         if status is not AuthorizationStatus.VALID:

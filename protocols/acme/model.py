@@ -159,6 +159,12 @@ class Authorization:
     challenges: tuple[Challenge, ...] = ()
     subdomains: bool = False
 
+    def covers(self, name: Identifier) -> bool:
+        """Whether this is for a name of an order: for itself, or for a domain above it and all below (RFC 9444)."""
+        if (self.identifier, self.wildcard) == (name.base, name.is_wildcard):
+            return True
+        return self.subdomains and not name.is_wildcard and self.identifier in name.domains_above
+
     def status_at(self, now: datetime) -> AuthorizationStatus:
         """The state as a client is told: a valid authorization expires by itself, a pending one becomes invalid."""
         if now < self.expires_at:

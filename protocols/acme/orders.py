@@ -7,6 +7,7 @@ from datetime import datetime
 from secrets import token_urlsafe
 from typing import Any
 
+from ca_server.core.bindings import decide_binding
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
 from ca_server.core.policy import (
@@ -19,7 +20,7 @@ from ca_server.core.policy import (
 )
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
-from ca_server.domain.certificates import IssuedCertificate
+from ca_server.domain.certificates import CertificateRecord, IssuedCertificate
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
@@ -84,7 +85,7 @@ class Orders:
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
-        await self._check_replaces(exchange, profile.name, names, wanted.replaces)
+        replaced = await self._check_replaces(exchange, profile.name, names, wanted.replaces)
         order_id = new_id()
         expires = exchange.now + self._options.order_lifetime
         order = Order(
@@ -111,6 +112,8 @@ class Orders:
             extra={} if wanted.replaces is None else {"replaces": wanted.replaces},
         )
         draws = self._options.limits.new_order(order)
+        if draws and await self._renews(order, replaced):
+            draws = self._options.limits.new_order(order, renews=True)
         bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names, draws)
         chaos = self._options.chaos
         afresh = chaos.afresh(candidates) if chaos is not None and chaos.applies(profile) else frozenset()
@@ -136,7 +139,8 @@ class Orders:
         if reuse is None:
             raise CaError(ErrorKind.NOT_FOUND, "authorizations are for their orders alone here; use newOrder")
         wanted = decode_payload(NewAuthorization, exchange.payload).identifier
-        name = (await self._identifiers(exchange, profile, (Wanted(wanted.type, wanted.value),)))[0].identifier
+        asked = (Wanted(wanted.type, wanted.value),)
+        name = (await self._identifiers(exchange, profile, asked, counted=False))[0].identifier
         if name.is_wildcard or name.is_device:
             what = "a device attests one key, and" if name.is_device else "a wildcard"
             deny = Deny("names.preauthorization", f"{what} is authorized with its order alone; use newOrder", name)
@@ -155,8 +159,9 @@ class Orders:
             profile=profile.name,
             names=(str(name),),
         )
+        draws = self._options.limits.validation(candidate, failed=False)
         found = await self._store.create_authorization(
-            candidate, self._options.max_open_authorizations, [event], exchange.nonce, reuse
+            candidate, self._options.max_open_authorizations, [event], exchange.nonce, reuse, draws
         )
         exchange.nonce_used()
         return found
@@ -170,10 +175,10 @@ class Orders:
 
     async def _check_replaces(
         self, exchange: Exchange, profile: str, names: Sequence[Identifier], replaces: str | None
-    ) -> None:
+    ) -> CertificateRecord | None:
         """What an order replaces is a certificate of its account with a name of the order's (RFC 9773 section 5)."""
         if replaces is None:
-            return
+            return None
         record = await self._renewals.find(parse_certid(replaces))
         if record is None or record.requester_id != exchange.own_account.id:
             # The same answer for both: who has which certificate is nobody else's business.
@@ -181,21 +186,29 @@ class Orders:
         elif not {str(name) for name in names}.intersection(record.names):
             deny = Deny("acme.replaces", "the certificate that the order replaces has none of the order's names")
         else:
-            return
+            return record
         await self._record_refusal(exchange, profile, names, deny)
         raise CaError(ErrorKind.MALFORMED, deny.detail, rule=deny.rule)
 
+    async def _renews(self, order: Order, replaced: CertificateRecord | None) -> bool:
+        """Whether an order that replaces a certificate is one that limits don't count: with the same names, in time."""
+        names = frozenset(str(item.identifier) for item in order.identifiers)
+        return replaced is not None and await self._renewals.is_due(replaced, names, order.created_at)
+
     async def _identifiers(
-        self, exchange: Exchange, profile: Profile, wanted: Sequence[Wanted]
+        self, exchange: Exchange, profile: Profile, wanted: Sequence[Wanted], *, counted: bool = True
     ) -> tuple[OrderIdentifier, ...]:
-        """What is asked for, where all may be had; or one error for all that may not, on record if policy says no."""
+        """What is asked for, where all may be had; or one error for all that may not, on record if policy says no.
+
+        `counted`: in a certificate, which the quota of the account's external account key must have room for.
+        """
         if not wanted:
             raise CaError(ErrorKind.MALFORMED, "an order names at least one identifier")
         if len(wanted) > self._options.max_identifiers:
             raise CaError(ErrorKind.MALFORMED, f"an order names at most {self._options.max_identifiers} identifiers")
         identifiers, wrong = read_identifiers(wanted, self._parsers)
         names = tuple(item.identifier for item in identifiers)
-        denials = await self._denials(exchange, profile, names) if names else ()
+        denials = await self._denials(exchange, profile, names, counted=counted and not wrong) if names else ()
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
         wrong += denied(denials)
@@ -205,20 +218,35 @@ class Orders:
             raise refusal(denials)
         return identifiers
 
-    async def _denials(self, exchange: Exchange, profile: Profile, names: Sequence[Identifier]) -> tuple[Deny, ...]:
-        only = await self._store.bound_profile(exchange.own_account)
-        if only is not None and only != profile.name:
-            return (Deny("eab.profile", f"the account's external account key is for profile {only!r} alone"),)
-        return decide_identifiers(profile, names, exchange.requester()) or tuple(
+    async def _denials(
+        self, exchange: Exchange, profile: Profile, names: Sequence[Identifier], *, counted: bool
+    ) -> tuple[Deny, ...]:
+        denials = decide_identifiers(profile, names, exchange.requester()) or tuple(
             Deny("names.challenge", f"no challenge of this server can show control of {name.value!r}", name)
             for name in names
             if not self._applicable(name)
         )
+        return denials or await self._binding_denials(exchange, profile.name, names, counted=counted)
 
     def _applicable(self, name: Identifier, *, subdomains: bool = False) -> tuple[str, ...]:
         """The challenges that can be offered for a name; for all below it, as for wildcards, those of the DNS alone."""
         more = name.is_wildcard or subdomains
         return tuple(kind for kind, validator in self._validators.items() if validator.applies(name.base, more))
+
+    async def _binding_denials(
+        self, exchange: Exchange, profile: str, names: Sequence[Identifier], *, counted: bool = True
+    ) -> tuple[Deny, ...]:
+        """What the account's external account key has against names; `counted`: against a certificate for them.
+
+        RATE_LIMITED where nothing but its quota is against it. Nothing is read for an account without such a key.
+        """
+        binding = await self._store.binding(exchange.own_account, names if counted else (), exchange.now)
+        if binding is None:
+            return ()
+        denials = decide_binding(binding.key, profile, names)
+        if not denials and binding.no_room is not None:
+            raise binding.no_room
+        return denials
 
     def _profile(self, name: str) -> Profile:
         profile = self._profiles.get(name)
@@ -255,17 +283,20 @@ class Orders:
         expires: datetime,
     ) -> list[Authorization]:
         """The authorization to make for each identifier: its own, or one that all names below a domain share."""
-        of_domains: dict[Identifier, Authorization] = {}
-        candidates = []
-        for item in identifiers:
-            name, above = item.identifier, item.ancestor
-            if above is None or name.is_wildcard or not self._may_cover_subdomains(profile, above):
-                candidates.append(self._authorization(account, name, now, expires))
-                continue
-            if above not in of_domains:
-                of_domains[above] = self._authorization(account, above, now, expires, subdomains=True)
-            candidates.append(of_domains[above])
-        return candidates
+        above = {
+            item.identifier: item.ancestor
+            for item in identifiers
+            if item.ancestor is not None
+            and not item.identifier.is_wildcard
+            and self._may_cover_subdomains(profile, item.ancestor)
+        }
+        shared = {
+            domain: self._authorization(account, domain, now, expires, subdomains=True)
+            for domain in set(above.values())
+        }
+        names = [item.identifier for item in identifiers]
+        # A domain that others of the order are validated by needs no other authorization itself.
+        return [shared.get(above.get(name, name)) or self._authorization(account, name, now, expires) for name in names]
 
     def _authorization(
         self, account: Account, name: Identifier, now: datetime, expires: datetime, *, subdomains: bool = False
@@ -310,7 +341,11 @@ class Orders:
         if status is not OrderStatus.READY:
             raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
         await self._check(exchange, order, csr_der)
-        begun = await self._issuing.begin(order, csr_der, exchange.nonce)
+        draws = self._options.limits.certificate(order)
+        if draws and order.replaces is not None:
+            replaced = await self._renewals.find(parse_certid(order.replaces))
+            draws = () if await self._renews(order, replaced) else draws
+        begun = await self._issuing.begin(order, csr_der, exchange.nonce, draws)
         exchange.nonce_used()
         if begun is None:
             # Another finalize of this order came first.
@@ -336,11 +371,15 @@ class Orders:
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
-        if not isinstance(decision, Deny) and any(name.is_device for name in names):
-            decision = await self._wrong_key(exchange, order, csr) or decision
-        if isinstance(decision, Deny):
-            await self._record_refusal(exchange, profile.name, names, decision, order.id)
-            raise refusal((decision,))
+        denials = (
+            (decision,) if isinstance(decision, Deny) else await self._binding_denials(exchange, order.profile, names)
+        )
+        if not denials and any(name.is_device for name in names):
+            wrong = await self._wrong_key(exchange, order, csr)
+            denials = () if wrong is None else (wrong,)
+        if denials:
+            await self._record_refusal(exchange, profile.name, names, denials[0], order.id)
+            raise refusal(denials)
 
     async def _wrong_key(self, exchange: Exchange, order: Order, csr: ParsedCsr) -> Deny | None:
         """The denial of a CSR for another key than the devices of the order attested."""

@@ -14,7 +14,9 @@ from typing import Protocol
 
 from ca_server.domain.accounts import Account, AccountRegistered, AccountStatus
 from ca_server.domain.audit import AuditEvent
+from ca_server.domain.bindings import EabKey
 from ca_server.domain.certificates import CertificateRecord
+from ca_server.domain.errors import CaError
 from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
@@ -66,12 +68,24 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """The external account key that let an account in, and why its quota has no room for a certificate now."""
+
+    key: EabKey
+    no_room: CaError | None
+
+
+@dataclass(frozen=True, slots=True)
 class OrderWork:
     """An order in processing with all that decides whether it may be issued, as seen at one moment."""
 
     order: Order
     account_status: AccountStatus
     authorizations: tuple[Authorization, ...]
+    eab_kid: str | None
+    """The external account key that let the account in."""
+    key_blocked: bool
+    """Whether the account's key is on the blocklist."""
     is_live: bool
     """Whether the core has a serial for it, and so is at work on it or died over it: it may yet get a certificate."""
 
@@ -144,8 +158,11 @@ class AcmeStore(Protocol):
     async def account(self, account_id: str) -> Account | None:
         """An account by id."""
 
-    async def bound_profile(self, account: Account) -> str | None:
-        """The one profile that an account may use, by its external account key; None: any."""
+    async def binding(self, account: Account, names: Sequence[Identifier], now: datetime) -> Binding | None:
+        """What an account that an external account key let in is bound to; None, and nothing is read, where none did.
+
+        `names` are those of the certificate that its quota should have room for; empty: it is not asked.
+        """
 
     async def account_by_key(self, tenant: str, thumbprint: str) -> Account | None:
         """An account by the thumbprint of its key."""
@@ -166,9 +183,9 @@ class AcmeStore(Protocol):
         """Change what is not None of a valid account."""
 
     async def change_account_key(
-        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account: Account, new: Account, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> KeyHolder:
-        """Give a valid account the key of that thumbprint in place of the one in `account`, and nothing else.
+        """Give a valid account the key of `new` in place of the one in `account`, and nothing else.
 
         The thumbprint of the key that it had is remembered.
 
@@ -209,6 +226,7 @@ class AcmeStore(Protocol):
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
         reuse: Reuse = ANY_VALID,
+        draws: Sequence[Draw] = (),
     ) -> Authorization:
         """The account's valid authorization for the name, or else the candidate, created (RFC 8555 section 7.4.1).
 

@@ -334,9 +334,10 @@ class Validating:
                 "unauthorized", "the authorization expired before it was validated", retryable=False
             )
         valid_until = now + self._options.authorization_lifetime
-        details = {} if evidence is None or problem is not None else dict(evidence.details)
         if evidence is not None:
             valid_until = min(valid_until, evidence.until or valid_until)
+        if problem is None:
+            extra |= _evidence(attempt, evidence)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
             outcome=Outcome.SUCCESS if problem is None else Outcome.FAILURE,
@@ -344,7 +345,7 @@ class Validating:
             object=f"acme-authorization:{authorization.id}",
             names=(str(authorization.identifier),),
             reason=None if problem is None else problem.detail,
-            extra={"challenge": challenge.type, **extra, **details},
+            extra={"challenge": challenge.type, **extra},
         )
         await self._store.finish_challenge(
             found,
@@ -354,7 +355,7 @@ class Validating:
             valid_until,
             [event],
             self._failure(authorization, problem),
-            msgspec.json.encode(details) if details else None,
+            msgspec.json.encode(extra) if problem is None else None,
             attempt,
         )
         self._observe(challenge.type, VALID if problem is None else problem.type)
@@ -364,6 +365,14 @@ class Validating:
         if problem is None or problem.type == ErrorType.SERVER_INTERNAL:
             return ()
         return self._options.limits.validation(authorization, failed=True)
+
+
+def _evidence(attempt: Attempt | None, evidence: Evidence | None) -> dict[str, str]:
+    """What is kept of a validation: what its validator says of it, or what it saw on the way."""
+    details = {} if evidence is None else dict(evidence.details)
+    if attempt is not None and attempt.seen:
+        details.setdefault("seen", shown("; ".join(attempt.seen), MAX_DETAIL))
+    return details
 
 
 def _document(problem: ValidationProblem) -> bytes:

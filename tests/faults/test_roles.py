@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from databases import PostgresServer, administer, run_apart
-from interoplib.acme import make_csr
+from interoplib.acme import Problem, make_csr
 from interoplib.commands import lines_of, told
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.openssl import Relying
@@ -159,8 +159,15 @@ def test_the_whole_server_works(separated: Separated, enroll: Callable[[Server],
         size = int(answer.read().split(b"\n")[1])
     with urllib.request.urlopen(f"{server.http_url}/log/tile/entries/000.p/{size}", timeout=10) as answer:
         assert answer.status == 200
-    kid = told(server, "eab", "create")["kid"]
-    server.cli("eab", "disable", kid)
+    policy = ("--names", "*.example.test", "--quota", "9 live", "--quota", "9 per 1d", "--owner", "web team")
+    bound, kid = customer.bound_by(server, *policy)
+    bound.certificate(tmp_path, "bound.example.test")
+    assert [row["owner"] for row in told(server, "cert", "list", "--owner", "web team")] == ["web team"]
+    server.cli("eab", "update", kid, "--quota", "none")
+    server.cli("eab", "disable", kid, "--and-accounts")
+    with pytest.raises(Problem) as refused:
+        bound.client.new_order("bound.example.test")
+    assert (refused.value.status, refused.value.type) == (401, "unauthorized")
     server.cli("audit", "verify")
     found = {check["name"]: check["verdict"] for check in told(server, "doctor")}
     assert found.pop("database roles") == "good"

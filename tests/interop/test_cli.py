@@ -283,6 +283,10 @@ def test_cert_show(server: Server) -> None:
     assert shown["key"] == "ec-p256"
     assert shown["requester"].startswith("acme:")
     assert shown["validated_by"] == "http-01"
+    (validation,) = shown["validations"]
+    assert (validation["name"], validation["method"]) == ("dns:six.other.test", "http-01")
+    assert validation["validated_at"] <= shown["issued_at"]
+    assert validation["evidence"]
     assert shown["source"] == "127.0.0.1"
     assert shown["request_id"]
     assert [event["type"] for event in shown["events"]][:2] == ["issuance.reserved", "issuance.stored"]
@@ -499,12 +503,14 @@ def test_incidents(server: Server, tmp_path: Path) -> None:
 
 @BOTH_WAYS
 def test_eab_life(server: Server) -> None:
-    made = told(server, "eab", "create", "--profile", "short", "--owner", "[red]web[/red] :key: team", "--days", "2")
+    made = told(
+        server, "eab", "create", "--profile", "short", "--owner", "[red]web[/red] :key: team", "--expires", "2d"
+    )
     kid, secret = made["kid"], made["hmac_key"]
     assert not kid.startswith("-")
     assert len(secret) == 43
     listed = {row["kid"]: row for row in told(server, "eab", "list")}
-    assert (listed[kid]["status"], listed[kid]["profile"], listed[kid]["reusable"]) == ("usable", "short", False)
+    assert (listed[kid]["status"], listed[kid]["profiles"], listed[kid]["max_uses"]) == ("usable", ["short"], 1)
     assert "hmac_key" not in listed[kid]
     expires = datetime.fromisoformat(listed[kid]["expires_at"])
     assert abs(expires - datetime.now(UTC) - timedelta(days=2)) < timedelta(minutes=5)
@@ -525,25 +531,48 @@ def test_eab_for_people(server: Server) -> None:
     kid = lines[0].split()[-1]
     secret = lines[1].split()[-1]
     assert lines[2].split()[1:] == [f"--eab-kid={kid}", f"--eab-hmac-key={secret}"]
-    assert told(server, "eab", "disable", kid) == {"kid": kid, "status": "disabled"}
+    done = told(server, "eab", "disable", kid, "--and-accounts")
+    assert done == {"kid": kid, "status": "disabled", "accounts_revoked": True}
+
+
+def test_eab_policy_is_bound_shown_and_changed(server: Server) -> None:
+    wanted = ("--names", "*.web.example", "--names", "10.0.0.0/8", "--quota", "20 live", "--quota", "100 per 7d")
+    kid = told(server, "eab", "create", "--reusable", "--max-uses", "5", *wanted)["kid"]
+    shown = told(server, "eab", "show", kid)
+    assert (shown["names"], shown["quota"]) == (["*.web.example", "10.0.0.0/8"], ["20 live", "100 per 7d"])
+    assert (shown["uses"], shown["max_uses"], shown["accounts"], shown["certificates_live"]) == (0, 5, {}, 0)
+    changed = told(server, "eab", "update", kid, "--quota", "3 live", "--owner", "web team", "--expires", "1d")
+    assert (changed["quota"], changed["names"], changed["owner"]) == (["3 live"], shown["names"], "web team")
+    changed = told(server, "eab", "update", kid, "--names", "none", "--expires", "none", "--max-uses", "none")
+    assert (changed["quota"], changed["names"], changed["owner"]) == (["3 live"], [], "web team")
+    assert (changed["expires_at"], changed["max_uses"]) == (None, None)
+    event = events(server, "--object", f"eab:{kid}")[-1]
+    assert (event["type"], event["actor"], event["extra"]["live"]) == ("eab.updated", ACTOR, "3")
+    assert "web team" in server.cli("eab", "show", kid).stdout
 
 
 def test_eab_mistakes(server: Server) -> None:
     assert "there is no key 'nobody'" in refusal(server, "eab", "disable", "nobody", code=1)
     assert "there is no profile 'nobody'" in refusal(server, "eab", "create", "--profile", "nobody", code=1)
-    assert "--days" in refusal(server, "eab", "create", "--days", "0", code=2)
+    assert "10.0.0.1/8" in refusal(server, "eab", "create", "--names", "10.0.0.1/8", code=1)
 
 
 def test_acme_limits(server: Server) -> None:
     """The first account has taken all, the other one three of seven; each takes an hour to come back."""
-    listed = told(server, "acme", "limits")
+    listed = told(server, "acme", "limits", "list")
     assert [row["refuses"] for row in listed] == [True, False]
     assert all(row["key"].startswith("default/orders_per_account/") for row in listed)
     whole = [datetime.fromisoformat(row["whole_at"]) - datetime.now(UTC) for row in listed]
     assert timedelta(hours=2) < whole[1] <= timedelta(hours=3) < timedelta(hours=6) < whole[0] <= timedelta(hours=7)
-    assert told(server, "acme", "limits", "--refusing") == listed[:1]
-    assert told(server, "acme", "limits", "--limit", "1") == listed[:1]
-    assert listed[1]["key"] in server.cli("acme", "limits").stdout
+    assert told(server, "acme", "limits", "list", "--refusing") == listed[:1]
+    assert told(server, "acme", "limits", "list", "--limit", "1") == listed[:1]
+    assert listed[1]["key"] in server.cli("acme", "limits", "list").stdout
+    key = listed[1]["key"]
+    assert server.cli("acme", "limits", "reset", key).stdout == f"reset {key}\n"
+    event = events(server, "--object", f"acme-limit:{key}")[-1]
+    assert (event["type"], event["actor"]) == ("limit.reset", ACTOR)
+    assert "nothing is taken from" in refusal(server, "acme", "limits", "reset", key, code=1)
+    assert told(server, "acme", "limits", "list") == listed[:1]
 
 
 def test_acme_order_show(server: Server) -> None:

@@ -222,14 +222,9 @@ async def look_up(source: CaaSource, bases: Sequence[str]) -> dict[str, CaaLooku
 
 
 def shown_by(name: Identifier, authorizations: Iterable[Authorization]) -> str:
-    """The challenge by which control of a DNS name was shown: at the name, or at the nearest domain above it."""
-    base = name.base.value
-    above = [
-        each
-        for each in authorizations
-        if each.identifier.type is IdentifierType.DNS and f".{base}".endswith(f".{each.identifier.value}")
-    ]
-    nearest = max(above, key=lambda each: (len(each.identifier.value), each.wildcard is name.is_wildcard), default=None)
+    """The challenge by which control of a DNS name was shown: at the name, or at the nearest domain that covers it."""
+    covering = [each for each in authorizations if each.covers(name)]
+    nearest = max(covering, key=lambda each: len(each.identifier.value), default=None)
     challenges = () if nearest is None else nearest.challenges
     return next((each.type for each in challenges if each.status is ChallengeStatus.VALID), "")
 

@@ -38,6 +38,7 @@ from ca_server.core.ports import CreateEab, Health, Ping
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.revocation import Revocation
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
+from ca_server.domain.bindings import EabPolicy
 from ca_server.domain.certificates import BlockedKey, IssuedCertificate, RevocationRequest, RevokedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest
 from ca_server.domain.errors import CaError, ErrorKind
@@ -291,6 +292,12 @@ class Key:
     def thumbprint(self) -> str:
         return b64url(hashlib.sha256(json.dumps(self.jwk, separators=(",", ":"), sort_keys=True).encode()).digest())
 
+    @property
+    def spki_sha256(self) -> bytes:
+        """What the blocklist has of it."""
+        spki = self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(spki).digest()
+
     def sign(self, data: bytes) -> bytes:
         match self.algorithm:
             case "ES256" | "ES384" | "ES512":
@@ -518,6 +525,7 @@ class World:
                 linter=linter,
                 events=events,
                 fence=lambda: fence,
+                bound_key=SqlEabStore(database).bound_key,
             ),
             revocation=Revocation(
                 certificates=issuance_store,
@@ -609,7 +617,9 @@ class World:
         await SqlIssuanceStore(self.database).block_spki(key, [])
 
     async def eab(self, **members: Any) -> tuple[str, str]:
-        created = await self.core.accounts.create(CreateEab(**members), "uid:0")
+        """An external account key and its secret; members of its policy are taken for what is bound to it."""
+        bound = {name: members.pop(name) for name in ("profiles", "names", "live", "rate") if name in members}
+        created = await self.core.accounts.create(CreateEab(EabPolicy(**bound), **members), "uid:0")
         return created.key.kid, created.hmac_key
 
 
@@ -651,3 +661,17 @@ def new_client() -> type[Client]:
 @pytest.fixture
 def profiles() -> dict[str, str]:
     return PROFILES
+
+
+@pytest.fixture
+def bound(world: World) -> Callable[..., Any]:
+    """Registers a client by a new external account key, or by the one given; gives the client and the key's id."""
+
+    async def register(key: tuple[str, str] | None = None, **members: Any) -> tuple[Client, str]:
+        kid, secret = key or await world.eab(**members)
+        client = Client(world)
+        jws = mac_binding(client.key.jwk, f"{client.base}/new-account", kid, secret)
+        assert (await client.register(externalAccountBinding=jws)).status == 201
+        return client, kid
+
+    return register

@@ -15,7 +15,7 @@ from ca_server.store import acme_limits
 from ca_server.store.acme import SqlAcmeStore
 from ca_server.store.acme_limits import StandingLimit, count, draw
 from ca_server.store.database import Database
-from ca_server.store.inventory import SqlInventory
+from ca_server.store.limits import SqlLimitStore
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order, OrderIdentifier, OrderStatus
 from protocols.acme.ports import Lessee, NonceUse, OpenBounds
 
@@ -250,17 +250,30 @@ async def test_no_limit_no_statement_and_one_for_any_number(databases, monkeypat
     assert len(acme_limits.limit_locks(many)) <= 64
 
 
+async def test_a_key_is_reset_by_itself(databases):
+    limits = SqlLimitStore(databases[1])
+    for key in ("one", "two"):
+        for _ in range(3):
+            await databases[0].write(lambda connection, key=key: draw(connection, [limit(key)], NOW))
+    assert await limits.reset_limit("one", NOW, [])
+    assert [each.key for each in await limits.standing(NOW, 10)] == ["two"]
+    await databases[0].write(lambda connection: draw(connection, [limit("one")], NOW))
+    assert not await limits.reset_limit("nobody", NOW, [])
+    assert await limits.reset_limit("one", NOW, [])
+    assert not await limits.reset_limit("one", NOW, []), "nothing was taken from it"
+
+
 async def test_what_stands_is_listed(databases):
-    inventory = SqlInventory(databases[1])
+    limits = SqlLimitStore(databases[1])
     for key, times in (("full", 3), ("half", 2)):
         for _ in range(times):
             await databases[0].write(lambda connection, key=key: draw(connection, [limit(key)], NOW))
     full = StandingLimit("full", True, NOW + 10 * SECOND, NOW + 30 * SECOND)
-    assert await inventory.limits(NOW, 10) == (full, StandingLimit("half", False, NOW, NOW + 20 * SECOND))
-    assert await inventory.limits(NOW, 1) == (full,)
-    assert await inventory.limits(NOW, 10, refusing=True) == (full,)
-    assert await inventory.limits(NOW + 10 * SECOND, 10, refusing=True) == ()
-    assert await inventory.limits(NOW + 30 * SECOND, 10) == ()
+    assert await limits.standing(NOW, 10) == (full, StandingLimit("half", False, NOW, NOW + 20 * SECOND))
+    assert await limits.standing(NOW, 1) == (full,)
+    assert await limits.standing(NOW, 10, refusing=True) == (full,)
+    assert await limits.standing(NOW + 10 * SECOND, 10, refusing=True) == ()
+    assert await limits.standing(NOW + 30 * SECOND, 10) == ()
 
 
 async def test_what_is_past_is_forgotten(nodes, databases):

@@ -86,6 +86,13 @@ async def test_section_4_3_new_orders(world, client, csr):
     assert (later.json["status"], later.json["authorizations"]) == ("ready", made.json["authorizations"][:1])
 
 
+async def test_a_domain_and_the_names_below_it_have_one_authorization(client):
+    made = await order(client, dns("a.test"), dns("w.a.test", "a.test"), dns("*.a.test"), dns("x.a.test"))
+    shown = [(await client.post(url)).json for url in made.json["authorizations"]]
+    told = [(each["identifier"]["value"], each.get("wildcard"), each.get("subdomainAuthAllowed")) for each in shown]
+    assert told == [("a.test", None, True), ("a.test", True, None), ("x.a.test", None, None)]
+
+
 async def test_a_wildcard_has_an_authorization_of_its_own(client):
     made = await order(client, dns("*.a.test", "a.test"), dns("*.w.a.test", "a.test"))
     shown = [(await client.post(url)).json for url in made.json["authorizations"]]

@@ -317,13 +317,14 @@ async def test_a_climb_that_is_given_up_takes_its_queries_with_it() -> None:
 # --- The method by which control was shown ------------------------------------------------------------------------
 
 
-def authorization(name: str, method: str, *, wildcard: bool = False) -> Authorization:
+def authorization(name: str, method: str, *, wildcard: bool = False, subdomains: bool = False) -> Authorization:
     def challenge(kind: str, status: ChallengeStatus) -> Challenge:
         return Challenge(f"{name}/{kind}", name, kind, "token", status, NOW)
 
     challenges = (challenge("another-01", ChallengeStatus.PENDING), challenge(method, ChallengeStatus.VALID))
     identifier = dns_identifier(name)
-    return Authorization(name, "a", identifier, wildcard, AuthorizationStatus.VALID, NOW, NOW, challenges)
+    valid = AuthorizationStatus.VALID
+    return Authorization(name, "a", identifier, wildcard, valid, NOW, NOW, challenges, subdomains)
 
 
 @pytest.mark.parametrize(
@@ -331,15 +332,19 @@ def authorization(name: str, method: str, *, wildcard: bool = False) -> Authoriz
     [
         ("a.test", "http-01"),
         ("*.a.test", "dns-01"),
-        ("b.a.test", "http-01"),
-        ("c.c.test", "tls-alpn-01"),
+        ("b.a.test", ""),
+        ("c.test", "dns-persist-01"),
+        ("c.c.test", "dns-persist-01"),
+        ("c.d.c.test", "dns-account-01"),
+        ("*.c.c.test", ""),
         ("xa.test", ""),
         ("test", ""),
     ],
 )
 def test_the_method_of_a_name(name: str, method: str) -> None:
     authorizations = (
-        authorization("c.test", "tls-alpn-01"),
+        authorization("c.test", "dns-persist-01", subdomains=True),
+        authorization("d.c.test", "dns-account-01", subdomains=True),
         authorization("a.test", "http-01"),
         authorization("a.test", "dns-01", wildcard=True),
     )

@@ -68,7 +68,7 @@ class Place:
         names = (OrderIdentifier(dns_identifier(name), name),)
         later = NOW + timedelta(days=1)
         order = Order(f"{account}-{number}", account, "p", "h", OrderStatus.PROCESSING, names, NOW, later)
-        work = OrderWork(order, AccountStatus.VALID, (), is_live=False)
+        work = OrderWork(order, AccountStatus.VALID, (), is_live=False, eab_kid=None, key_blocked=False)
         return asyncio.create_task(self.checks.check(work))
 
 
@@ -135,5 +135,5 @@ async def test_a_hundred_long_names_make_an_event_that_fits() -> None:
     names = tuple(OrderIdentifier(dns_identifier(f"n{n:03}.{long}"[:253]), "") for n in range(100))
     later = NOW + timedelta(days=1)
     order = replace(Order("o", "a", "p", "h", OrderStatus.PROCESSING, (), NOW, later), identifiers=names)
-    await place.checks.check(OrderWork(order, AccountStatus.VALID, (), is_live=False))
+    await place.checks.check(OrderWork(order, AccountStatus.VALID, (), is_live=False, eab_kid=None, key_blocked=False))
     assert len(place.events[-1].extra["found"]) == 20_000

@@ -2,13 +2,21 @@
 
 import asyncio
 import importlib
+import json
 import pkgutil
+import sqlite3
+from base64 import urlsafe_b64encode
+from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection, text
 
 from ca_server import store
@@ -77,6 +85,32 @@ async def test_a_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: py
         assert refused.value.kind is ErrorKind.UNAVAILABLE
     assert (await schema_state(url)).current is None
     await migrate(url)
+
+
+async def test_keys_of_accounts_from_before_get_the_hash_that_the_blocklist_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/old.db"
+    upgrade = migrate_module.command.upgrade
+    before = ScriptDirectory.from_config(migrate_module._config()).get_revision("0012").down_revision
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module.command, "upgrade", lambda config, _head: upgrade(config, before))
+        await migrate(url)
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    point = key.public_numbers()
+    x, y = (urlsafe_b64encode(each.to_bytes(32, "big")).rstrip(b"=").decode() for each in (point.x, point.y))
+    jwks = [json.dumps({"crv": "P-256", "kty": "EC", "x": x, "y": y}).encode(), b"{}"]
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection, connection:
+        connection.executemany(
+            "INSERT INTO acme_accounts (id, tenant, key_thumbprint, status, created_at, contacts, jwk)"
+            " VALUES (?, 'default', ?, 'valid', 0, '[]', ?)",
+            [(f"account-{number}", f"thumb-{number}", jwks[number == 1]) for number in range(2003)],
+        )
+    await migrate(url)
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        told = connection.execute("SELECT spki_sha256, count(*) FROM acme_accounts GROUP BY 1 ORDER BY 2").fetchall()
+    assert told == [(None, 1), (sha256(spki).digest(), 2002)]
 
 
 @pytest.mark.alters_schema
