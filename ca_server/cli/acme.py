@@ -15,8 +15,8 @@ from protocols.acme.urls import is_id
 app = typer.Typer(help="Look at ACME accounts and orders, and at what they are held to.", no_args_is_help=True)
 app.add_typer(acme_order.app, name="order")
 app.add_typer(acme_account.app, name="account")
-app.command("simulate")(acme_simulate.simulate_order)
 app.add_typer(acme_limits.app, name="limits")
+app.command("simulate")(acme_simulate.simulate_order)
 
 
 @app.command("caa")

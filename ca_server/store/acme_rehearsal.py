@@ -101,12 +101,12 @@ class RehearsalStore(SqlAcmeStore):
         return OrderWork(
             order=order,
             account_status=account.status,
-            eab_kid=account.eab_kid,
-            key_blocked=account.key_blocked,
             authorizations=(
                 *stands.reused,
                 *(self._validated(each, order.created_at) for each in stands.made),
             ),
+            eab_kid=account.eab_kid,
+            key_blocked=account.key_blocked,
             is_live=False,
         )
 
