@@ -24,6 +24,7 @@ from ca_server.bootstrap.pipeline import compose_pipeline
 from ca_server.bootstrap.stores import Stores, open_stores
 from ca_server.bootstrap.version import SOFTWARE
 from ca_server.core.audit import EventFactory
+from ca_server.core.csr import parse_csr
 from ca_server.core.issuance import Issuance, Rehearsal
 from ca_server.core.issuers import IssuerRegistry, UrlPlan
 from ca_server.core.lint import Linter
@@ -215,6 +216,7 @@ class _Rehearsal:
             return
         payload = msgspec.json.encode({"csr": b64url_encode(csr_der)})
         try:
+            self._store.attested_key = parse_csr(csr_der).spki_sha256
             exchange = await self._front.door.pretend(question.account_id, question.profile, payload)
             await self._front.orders.finalize(exchange, order.id)
         except (CaError, ProblemError) as error:
@@ -274,19 +276,23 @@ def _identifier(name: str) -> Mapping[str, str]:
 
 
 def made_up_csr(profile: Profile, names: list[Identifier]) -> bytes | None:
-    """A CSR for DNS names and addresses with a fresh key that the profile allows; None for names of other kinds."""
+    """A CSR with a fresh key that the profile allows; None for names of kinds that no CSR is made up for here.
+
+    Devices are left out of it, as draft-ietf-acme-device-attest section 3.2 allows.
+    """
     alternative: list[x509.GeneralName] = []
     for name in names:
         if name.type is IdentifierType.DNS:
             alternative.append(x509.DNSName(name.value))
         elif name.type is IdentifierType.IP:
             alternative.append(x509.IPAddress(ipaddress.ip_address(name.value)))
-        else:
+        elif not name.is_device:
             return None
-    first = next((name.value for name in names if len(name.value) <= _MAX_COMMON_NAME), None)
+    first = next((name.value for name in names if not name.is_device and len(name.value) <= _MAX_COMMON_NAME), None)
     subject = [] if first is None else [x509.NameAttribute(NameOID.COMMON_NAME, first)]
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(subject))
-    builder = builder.add_extension(x509.SubjectAlternativeName(alternative), critical=False)
+    if alternative:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternative), critical=False)
     key = _made_up_key(profile)
     digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     return builder.sign(key, digest).public_bytes(Encoding.DER)

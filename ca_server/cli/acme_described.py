@@ -30,6 +30,7 @@ def account_summary(account: Account) -> dict[str, Any]:
         "status": account.status.value,
         "contacts": account.contacts,
         "key_thumbprint": account.key_thumbprint,
+        "key_blocked": account.key_blocked,
         "eab_kid": account.eab_kid,
         "created_at": account.created_at,
         "terms_agreed_at": account.terms_agreed_at,
@@ -63,7 +64,7 @@ def order_description(
         "not_before": order.not_before,
         "not_after": order.not_after,
         "replaces": order.replaces,
-        "error": _problem(order.error),
+        "error": _document(order.error),
         "account": account_summary(record.account),
         "authorizations": [_authorization(each, record, now) for each in record.authorizations],
         "csr": None if order.csr_der is None else _csr(order.csr_der),
@@ -109,7 +110,8 @@ def _challenge(challenge: Challenge, attempts: Sequence[Attempt]) -> dict[str, A
         "type": challenge.type,
         "status": challenge.status.value,
         "validated_at": challenge.validated_at,
-        "error": _problem(challenge.error),
+        "error": _document(challenge.error),
+        "evidence": _document(challenge.evidence),
         "attempts": [
             {
                 "number": each.number,
@@ -125,7 +127,7 @@ def _challenge(challenge: Challenge, attempts: Sequence[Attempt]) -> dict[str, A
     }
 
 
-def _problem(document: bytes | None) -> dict[str, Any] | None:
+def _document(document: bytes | None) -> dict[str, Any] | None:
     found: dict[str, Any] | None = None if document is None else json.loads(document)
     return found
 

@@ -132,14 +132,14 @@ def _print_order(told: dict[str, Any]) -> None:
     )
     _heading("challenges")
     print_table(
-        ("name", "type", "status", "validated at", "problem"),
+        ("name", "type", "status", "validated at", "problem or evidence"),
         [
             (
                 each["name"],
                 challenge["type"],
                 challenge["status"],
                 challenge["validated_at"],
-                _plain(challenge["error"]),
+                _plain(challenge["error"]) or _evidence(challenge["evidence"]),
             )
             for each in told["authorizations"]
             for challenge in each["challenges"]
@@ -163,6 +163,10 @@ def _attempt_rows(authorization: dict[str, Any]) -> list[tuple[object, ...]]:
         for challenge in authorization["challenges"]
         for attempt in challenge["attempts"]
     ]
+
+
+def _evidence(evidence: dict[str, str] | None) -> str | None:
+    return None if evidence is None else "; ".join(f"{name}: {value}" for name, value in evidence.items())
 
 
 def _heading(text: str) -> None:

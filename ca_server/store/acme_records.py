@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Select, and_, bindparam, func, or_, select
 
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.names import Identifier
-from ca_server.store.acme_accounts import WITH_KEY, account_by_id, account_of
+from ca_server.store.acme_accounts import SELECT_ACCOUNTS, account_by_id, account_of
 from ca_server.store.acme_attempts import attempts_of
 from ca_server.store.acme_authorizations import authorizations
 from ca_server.store.acme_orders import has_certificate, order_by_id, order_of
@@ -160,7 +160,7 @@ class SqlAcmeRecords:
     ) -> tuple[Account, ...]:
         """Accounts, newest first, after the account given; `contact` is a part of one of its contacts."""
         table = acme_accounts
-        statement = WITH_KEY.where(table.c.tenant == self._tenant)
+        statement = SELECT_ACCOUNTS.where(table.c.tenant == self._tenant)
         if contact is not None:
             statement = statement.where(table.c.contacts.contains(contact, autoescape=True))
         if status is not None:

@@ -4,6 +4,7 @@ What a rehearsal makes, one order and its authorizations, is in memory, and all 
 validated: by the challenge of the question, or the first that is offered.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -55,6 +56,8 @@ class RehearsalStore(SqlAcmeStore):
         """`challenge` is the type by which control counts as shown, where it is offered."""
         super().__init__(cast(Database, _Readable(database)), tenant)
         self._challenge = challenge
+        self.attested_key = b""
+        """SHA-256 of the key that devices count as having attested."""
         self._order: Order | None = None
         self.stands: Stands | None = None
         self.asked = False
@@ -100,7 +103,7 @@ class RehearsalStore(SqlAcmeStore):
             account_status=account.status,
             authorizations=(
                 *stands.reused,
-                *(_validated(each, order.created_at, self._challenge) for each in stands.made),
+                *(self._validated(each, order.created_at) for each in stands.made),
             ),
             eab_kid=account.eab_kid,
             key_blocked=account.key_blocked,
@@ -141,15 +144,14 @@ class RehearsalStore(SqlAcmeStore):
             self._order = replace(self._order, status=OrderStatus.INVALID, error=error)
         return True
 
-
-def _validated(authorization: Authorization, now: datetime, kind: str) -> Authorization:
-    done = next((each for each in authorization.challenges if each.type == kind), authorization.challenges[0])
-    return replace(
-        authorization,
-        status=AuthorizationStatus.VALID,
-        expires_at=now + timedelta(days=1),
-        challenges=tuple(
-            replace(each, status=ChallengeStatus.VALID, validated_at=now) if each is done else each
-            for each in authorization.challenges
-        ),
-    )
+    def _validated(self, authorization: Authorization, now: datetime) -> Authorization:
+        challenges = authorization.challenges
+        shown = next((each for each in challenges if each.type == self._challenge), challenges[0])
+        evidence = json.dumps({"key_sha256": self.attested_key.hex()}).encode() if self.attested_key else None
+        done = replace(shown, status=ChallengeStatus.VALID, validated_at=now, evidence=evidence)
+        return replace(
+            authorization,
+            status=AuthorizationStatus.VALID,
+            expires_at=now + timedelta(days=1),
+            challenges=tuple(done if each is shown else each for each in challenges),
+        )

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from attestations import Chain
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ca_server.bootstrap.simulation import Question, Verdict, decide_order
@@ -11,6 +12,7 @@ from ca_server.core.csr import parse_csr
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import parse_rate
 from ca_server.store.acme_rehearsal import RehearsalStore
+from protocols.acme.attestation import Roots
 from protocols.acme.limits import Limits
 
 ONE_DATABASE = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -233,3 +235,18 @@ async def test_whatever_would_be_written_is_an_error(world):
     for write in (store.prune(NOW, 1), store.forget_orders(["a"]), store.deactivate_account("a", b"{}", [], None)):
         with pytest.raises(CaError, match="writes nothing"):
             await write
+
+
+@ONE_DATABASE
+async def test_a_device_counts_as_having_attested_the_key_of_the_csr(world, ask, csr):
+    roots = Roots({"apple": (Chain.of("Apple").root.certificate,)})
+    world.options = replace(world.options, validation=replace(world.options.validation, attestation_roots=roots))
+    body = world.bodies["default"].replace("[names]", '[names]\npermanent_identifiers = ["SN*"]')
+    await world.put_in_force(world.bodies | {"default": body.replace("server_auth", "client_auth")})
+    for csr_der in (csr(), None):
+        steps = await ask(await world.client(), "permanent-identifier:SN1", csr_der=csr_der)
+        assert denial_or_none(steps) is None, steps
+        assert steps[-1].name == "lint"
+        assert [step.detail for step in steps if step.name == "authorization"] == [
+            "SN1: to be shown by one of device-attest-01"
+        ]
