@@ -31,7 +31,7 @@ def decide_binding(key: EabKey, profile: str, identifiers: Sequence[Identifier])
     if policy.profiles and profile not in policy.profiles:
         allowed = ", ".join(policy.profiles)
         detail = f"the account's external account key is not for profile {profile!r}, but for: {allowed}"
-        return (Deny("eab.profile", f"{detail}; use the directory of such a one, or {_REMEDY}"),)
+        return (Deny("eab.profile", f"{detail}; name such a one in the order, or {_REMEDY}"),)
     if not policy.names:
         return ()
     patterns = _patterns(policy.names)

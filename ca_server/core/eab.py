@@ -154,7 +154,7 @@ class ExternalAccounts:
             problem = "no such key"
         elif binding.algorithm not in _DIGESTS:
             problem = "algorithm"
-        elif found[0].policy.profiles and registration.profile not in found[0].policy.profiles:
+        elif not registration.has_use_for(found[0].policy.profiles):
             problem = "another profile's key"
         else:
             secret = await self._keys.decrypt(self._secret_key, found[1], f"eab:{binding.kid}".encode())

@@ -59,20 +59,35 @@ def decide_identifiers(profile: Profile, identifiers: Sequence[Identifier], requ
 def decide_validity(profile: Profile, begin: datetime | None, end: datetime | None, now: datetime) -> tuple[Deny, ...]:
     """Every reason why a certificate of this profile can't be valid from `begin` to `end`; None: its own."""
     rules = profile.validity
-    if begin is not None and begin < now - rules.backdate - MAX_DELAY:
-        return (Deny("validity.not_before", "notBefore lies too far in the past"),)
-    if begin is not None and begin > now + MAX_DELAY:
-        return (Deny("validity.not_before", "notBefore lies more than a day in the future"),)
+    earliest, latest = now - rules.backdate - MAX_DELAY, now + MAX_DELAY
+    if begin is not None and not earliest <= begin <= latest:
+        which = "too far in the past" if begin < earliest else "more than a day in the future"
+        # A minute later: what is told here still holds when the client asks again.
+        accepted = f"it may lie from {_written(earliest + timedelta(minutes=1))} to {_written(latest)}"
+        return (Deny("validity.not_before", f"notBefore lies {which}; {accepted}"),)
     if end is None:
         return ()
     # Without a notBefore, the plan moves it up to fit a notAfter that a slow clock of ours puts just out of reach.
     first, tolerance = (begin, timedelta(0)) if begin is not None else (now, CLOCK_TOLERANCE)
+    accepted = f"it may lie up to {_written(first + rules.maximum)}"
     if end <= first or end <= now:
-        return (Deny("validity.not_after", "notAfter lies before notBefore or in the past"),)
+        return (Deny("validity.not_after", f"notAfter lies before notBefore or in the past; {accepted}"),)
     if end - first > rules.maximum + tolerance:
         days = rules.maximum / timedelta(days=1)
-        return (Deny("validity.maximum", f"profile {profile.name!r} allows at most {days:g} days"),)
+        return (Deny("validity.maximum", f"profile {profile.name!r} allows at most {days:g} days; {accepted}"),)
     return ()
+
+
+def decide_cover(first: datetime, last: datetime, begin: datetime | None, end: datetime | None) -> tuple[Deny, ...]:
+    """Why an issuer whose certificate is valid from `first` to `last` signs none from `begin` to `end`."""
+    if (begin is None or begin >= first) and (end is None or end <= last):
+        return ()
+    detail = f"the issuer's certificate is valid from {_written(first)} to {_written(last)}"
+    return (Deny("validity.issuer", f"notBefore and notAfter may lie in that time alone: {detail}"),)
+
+
+def _written(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def unproven_identifier(profile: Profile, request: EnrollmentRequest, not_before: datetime) -> Deny | None:

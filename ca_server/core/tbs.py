@@ -302,7 +302,10 @@ def _validity(
     begin = request.not_before.replace(microsecond=0) if request.not_before else None
     end = request.not_after.replace(microsecond=0) if request.not_after else None
     outside = CaError(
-        ErrorKind.POLICY_DENIED, "the issuer's certificate does not cover this validity", rule="validity.issuer"
+        ErrorKind.POLICY_DENIED,
+        "the issuer's certificate does not cover this validity: it is valid"
+        f" from {authority.not_before:%Y-%m-%dT%H:%M:%SZ} to {authority.not_after:%Y-%m-%dT%H:%M:%SZ}",
+        rule="validity.issuer",
     )
     if (begin and begin < authority.not_before) or (end and end > authority.not_after):
         raise outside

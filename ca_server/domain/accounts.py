@@ -60,6 +60,15 @@ class AccountRegistration:
     source: str | None = None
     draws: tuple[Draw, ...] = ()
     """Limits on new accounts, to be taken from where one is created."""
+    offered: tuple[str, ...] = ()
+    """Profiles that orders may name at the directory where the account registers, beside `profile`."""
+
+    def has_use_for(self, profiles: tuple[str, ...]) -> bool:
+        """Whether the account could order anything with a key for these profiles (any where empty).
+
+        What it orders is held against the key each time.
+        """
+        return not profiles or not {self.profile, *self.offered}.isdisjoint(profiles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ca_server.store.acme_accounts import (
 )
 from ca_server.store.acme_authorizations import authorizations, move_authorization, preauthorize
 from ca_server.store.acme_caa import caa_locks, caa_lookups, prune_caa, save_caa
+from ca_server.store.acme_chains import issuer_certificate
 from ca_server.store.acme_challenges import (
     begin_challenge,
     challenge_by_id,
@@ -422,6 +423,11 @@ class SqlAcmeStore:
         )
 
     # --- Certificates and keys ------------------------------------------------------------------------------------
+
+    async def issuer_certificate(self, issuer: str) -> bytes | None:
+        return await self._database.glance(
+            lambda connection: issuer_certificate(connection, self._tenant, issuer), one_moment=False
+        )
 
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         try:

@@ -153,11 +153,10 @@ def _bind(
 
 
 def _lets_in(key: EabKey, registration: AccountRegistration, now: datetime) -> bool:
-    profiles = key.policy.profiles
     return (
         key.tenant == registration.account.tenant
         and key.disabled_at is None
         and (key.expires_at is None or key.expires_at > now)
         and not key.is_used_up
-        and (not profiles or registration.profile in profiles)
+        and registration.has_use_for(key.policy.profiles)
     )

@@ -12,6 +12,7 @@ from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import Account, AccountRegistered, AccountRegistration, AccountStatus
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError, ErrorKind
+from protocols.acme.catalogue import Catalogue
 from protocols.acme.exchange import Exchange, blocked_account_key
 from protocols.acme.jwk import Jwk
 from protocols.acme.jws import parse_binding
@@ -37,10 +38,13 @@ class OrdersPage:
 class Accounts:
     """Creates, finds, changes and deactivates accounts."""
 
-    def __init__(self, options: AcmeOptions, store: AcmeStore, core: CorePort, urls: Urls) -> None:
+    def __init__(
+        self, options: AcmeOptions, store: AcmeStore, core: CorePort, catalogue: Catalogue, urls: Urls
+    ) -> None:
         self._options = options
         self._store = store
         self._core = core
+        self._catalogue = catalogue
         self._urls = urls
 
     async def create(self, exchange: Exchange) -> AccountRegistered:
@@ -105,6 +109,7 @@ class Accounts:
                 exchange.request_id,
                 exchange.source,
                 self._options.limits.new_account(exchange.source),
+                tuple(self._catalogue.offered(exchange.profile)),
             )
         )
 

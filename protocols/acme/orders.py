@@ -14,7 +14,6 @@ from ca_server.core.policy import (
     DEVICE_ATTEST,
     decide,
     decide_identifiers,
-    decide_validity,
     refusal,
     unattested_key,
 )
@@ -26,6 +25,7 @@ from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.domain.profiles import Profile
+from protocols.acme.catalogue import Catalogue, invalid_profile
 from protocols.acme.certid import parse_certid
 from protocols.acme.exchange import Exchange
 from protocols.acme.identifiers import DEVICE_PARSERS, PARSERS, denied, read_identifiers, refused
@@ -42,12 +42,16 @@ from protocols.acme.model import (
 from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_payload
 from protocols.acme.objects import OrderIdentifier as Wanted
 from protocols.acme.options import AcmeOptions
+from protocols.acme.periods import Periods
 from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource, Reuse
 from protocols.acme.problems import ErrorType, Problem, ProblemError
 from protocols.acme.renewal import Renewals
 from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
+
+_ABOUT_THE_PROFILE = frozenset({"profile.requesters", "eab.profile"})
+"""Rules that refuse an account the profile, whatever the names."""
 
 
 class Orders:
@@ -58,6 +62,7 @@ class Orders:
         options: AcmeOptions,
         store: AcmeStore,
         profiles: ProfileSource,
+        catalogue: Catalogue,
         validators: dict[str, Validator],
         issuing: Issuing,
         renewals: Renewals,
@@ -66,9 +71,11 @@ class Orders:
         self._options = options
         self._store = store
         self._profiles = profiles
+        self._catalogue = catalogue
         self._validators = validators
         self._issuing = issuing
         self._renewals = renewals
+        self._periods = Periods(store)
         self._urls = urls
         self._parsers = {**PARSERS, **(DEVICE_PARSERS if DEVICE_ATTEST in validators else {})}
 
@@ -78,10 +85,15 @@ class Orders:
         """NewOrder: names by policy, authorizations new or reused; refusals are on record with their rule."""
         account = self._agreed(exchange)
         wanted = decode_payload(NewOrder, exchange.payload)
-        profile = self._profile(exchange.profile)
-        identifiers = await self._identifiers(exchange, profile, wanted.identifiers)
+        profile = await self._wanted_profile(exchange, wanted.profile)
+        try:
+            identifiers = await self._identifiers(exchange, profile, wanted.identifiers)
+        except CaError as error:
+            if wanted.profile is not None and error.rule in _ABOUT_THE_PROFILE:
+                raise invalid_profile(error.detail, rule=error.rule) from None
+            raise
         names = tuple(item.identifier for item in identifiers)
-        denials = decide_validity(profile, wanted.notBefore, wanted.notAfter, exchange.now)
+        denials = await self._periods.denials(profile, wanted.notBefore, wanted.notAfter, exchange.now)
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
@@ -134,7 +146,7 @@ class Orders:
         orders alone can have them. NOT_FOUND where no order could stand on it.
         """
         account = self._agreed(exchange)
-        profile = self._profile(exchange.profile)
+        profile = self._catalogue.choose(exchange.profile, None)
         reuse = self._reuse(profile, exchange.now)
         if reuse is None:
             raise CaError(ErrorKind.NOT_FOUND, "authorizations are for their orders alone here; use newOrder")
@@ -248,11 +260,14 @@ class Orders:
             raise binding.no_room
         return denials
 
-    def _profile(self, name: str) -> Profile:
-        profile = self._profiles.get(name)
-        if profile is None:
-            raise CaError(ErrorKind.NOT_FOUND, f"there is no profile {name!r}")
-        return profile
+    async def _wanted_profile(self, exchange: Exchange, wanted: str | None) -> Profile:
+        """The profile that an order asks for, or that of its directory; one that is not there is on record."""
+        try:
+            return self._catalogue.choose(exchange.profile, wanted)
+        except ProblemError as error:
+            deny = Deny(error.problem.rule or "", error.problem.detail)
+            await self._record_refusal(exchange, exchange.profile, (), deny)
+            raise
 
     # --- Authorizations -------------------------------------------------------------------------------------------
 
@@ -360,7 +375,7 @@ class Orders:
         names = tuple(item.identifier for item in order.identifiers)
         profile = await self._profiles.by_hash(order.profile_hash)
         if profile is None or self._profiles.get(order.profile) is None:
-            raise CaError(ErrorKind.POLICY_DENIED, "the order's profile was withdrawn", rule="profile.unknown")
+            raise invalid_profile("the order's profile was withdrawn", rule="profile.unknown")
         try:
             csr = parse_csr(csr_der)
             self._check_not_account_key(exchange, csr)
@@ -423,6 +438,7 @@ class Orders:
             "identifiers": [_shown(item) for item in order.identifiers],
             "authorizations": [self._urls.authorization(each) for each in order.authorization_ids],
             "finalize": self._urls.finalize(order.id),
+            "profile": order.profile,
         }
         if order.not_before is not None:
             shown["notBefore"] = rfc3339(order.not_before)

@@ -358,6 +358,9 @@ class AcmeStore(Protocol):
     async def forget_preauthorizations(self, before: datetime, limit: int) -> int:
         """Delete what `create_authorization` made, that expired before and that no order has; returns how many."""
 
+    async def issuer_certificate(self, issuer: str) -> bytes | None:
+        """The CA certificate that an issuer now signs under; None where there is no such issuer."""
+
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         """The stored certificate that is byte for byte the one given."""
 

@@ -12,12 +12,12 @@ from aiohttp import web
 from ca_server.core.audit import EventFactory
 from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import Account
-from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.web.middleware import render_refusals
 from protocols.acme.accounts import Accounts
 from protocols.acme.authorizations import Authorizations
 from protocols.acme.caa.checking import CaaChecks, ObserveCaa
+from protocols.acme.catalogue import DEFAULT, Catalogue
 from protocols.acme.certid import CertIdError
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
@@ -47,7 +47,6 @@ REFUSALS_SECONDS = 60.0
 PRUNE_LIMIT = 10_000
 FORGET_LIMIT = 200
 RETENTION_INTERVAL = timedelta(minutes=10)
-DEFAULT = "default"
 RETRY_AFTER = "1"
 """Seconds until a client should look again at what is being worked on."""
 _BODY_ERRORS = (web.HTTPRequestEntityTooLarge,)
@@ -85,6 +84,7 @@ class AcmeFrontEnd:
         self._profiles = profiles
         self._events = events
         self._urls = Urls(options.external_url, options.default_profile)
+        self._catalogue = Catalogue(profiles, options.default_profile)
         self._nonces = NonceBook(nonce_key, options.nonce_lifetime)
         self._watch = CoreWatch(core)
         self._refusals = Refusals(store, events, rule="acme.door", reason="before they were known to be anybody's")
@@ -93,9 +93,11 @@ class AcmeFrontEnd:
         self._door = Doorkeeper(options, store, self._nonces, self._urls, events, self._refusals)
         self._issuing = Issuing(options, store, core, caa, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
-        self._accounts = Accounts(options, store, core, self._urls)
+        self._accounts = Accounts(options, store, core, self._catalogue, self._urls)
         self._renewals = Renewals(options, store)
-        self._orders = Orders(options, store, profiles, checks, self._issuing, self._renewals, self._urls)
+        self._orders = Orders(
+            options, store, profiles, self._catalogue, checks, self._issuing, self._renewals, self._urls
+        )
         self._authorizations = Authorizations(
             store, self._validating, self._urls, options.validation.issuer_domain_names
         )
@@ -227,7 +229,7 @@ class AcmeFrontEnd:
         if request.method == "POST":
             answer.headers["Replay-Nonce"] = self._new_nonce_for(request)
             answer.headers.setdefault("Cache-Control", "no-store")
-        profile = self._known_profile(request) or self._options.default_profile
+        profile = self._directory_of(request) or self._options.default_profile
         answer.headers.add("Link", f'<{self._urls.directory(profile)}>;rel="index"')
         return answer
 
@@ -275,18 +277,14 @@ class AcmeFrontEnd:
 
         return self._guarded(signed)
 
-    def _known_profile(self, request: web.Request) -> str | None:
-        """The profile of an entry point, where it is one for ACME; `default` is the configured default."""
-        name = request.match_info.get("profile", DEFAULT)
-        if name == DEFAULT:
-            name = self._options.default_profile
-        profile = self._profiles.get(name)
-        return name if profile is not None and Protocol.ACME in profile.frontends else None
+    def _directory_of(self, request: web.Request) -> str | None:
+        """The profile of an entry point, where it is one for ACME."""
+        return self._catalogue.directory(request.match_info.get("profile", DEFAULT))
 
     def _profile(self, request: web.Request) -> str:
         if "id" in request.match_info:
             return self._options.default_profile  # resources have no profile
-        name = self._known_profile(request)
+        name = self._directory_of(request)
         if name is None:
             raise ProblemError(Problem(ErrorType.MALFORMED, "there is no such profile", status=404))
         if self._options.chaos is not None:
@@ -298,7 +296,7 @@ class AcmeFrontEnd:
     async def _directory(self, request: web.Request) -> web.Response:
         """GET the directory (RFC 8555 section 7.1.1): what stands in it works."""
         profile = self._profile(request)
-        meta: dict[str, Any] = {}
+        meta: dict[str, Any] = {"profiles": self._catalogue.offered(profile)}
         if self._options.terms_of_service:
             meta["termsOfService"] = self._options.terms_of_service
         if self._options.website:

@@ -211,7 +211,7 @@ async def test_fact_11_bindings_that_are_refused(world, new_client, new_key, bin
     client = new_client(world)
     url = f"{client.base}/new-account"
     kid, secret = await world.eab(
-        lifetime_seconds=-1 if fault == "expired" else None, profiles=("short",) if fault == "profile" else ()
+        lifetime_seconds=-1 if fault == "expired" else None, profiles=("inside",) if fault == "profile" else ()
     )
     if fault == "disabled":
         await world.core.accounts.disable(DisableEab(kid), "uid:0")

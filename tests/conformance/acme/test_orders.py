@@ -1,6 +1,7 @@
 """RFC 8555 sections 7.4 and 7.5."""
 
 import asyncio
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -382,17 +383,27 @@ async def test_orders_expire(world, csr):
 
 
 async def test_not_before_and_not_after(world, csr):
+    """Echoed, and borne by the certificate to the second."""
     world.resolve("a.test")
     client = await world.client()
-    end = (datetime.now(UTC) + timedelta(days=5)).replace(microsecond=0)
-    order = await client.order("a.test", notAfter=end.isoformat())
-    assert datetime.fromisoformat(order.json["notAfter"]) == end
-    await client.authorize(order)
-    done = await client.finalize(order, csr("a.test"))
-    from cryptography import x509
-
-    (leaf, *_) = x509.load_pem_x509_certificates((await client.post(done.json["certificate"])).body)
-    assert leaf.not_valid_after_utc == end
+    now = datetime.now(UTC).replace(microsecond=0)
+    for begin, end in (
+        (None, timedelta(days=5)),
+        (timedelta(minutes=-50), timedelta(days=5)),
+        (timedelta(hours=20), None),
+    ):
+        asked = {name: now + after for name, after in (("notBefore", begin), ("notAfter", end)) if after is not None}
+        order = await client.order("a.test", **{name: moment.isoformat() for name, moment in asked.items()})
+        shown = {
+            name: datetime.fromisoformat(order.json[name]) for name in ("notBefore", "notAfter") if name in order.json
+        }
+        assert shown == asked
+        await client.authorize(order)
+        done = await client.finalize(order, csr("a.test"))
+        assert done.json["status"] == "valid", done.json
+        (leaf, *_) = x509.load_pem_x509_certificates((await client.post(done.json["certificate"])).body)
+        borne = {"notBefore": leaf.not_valid_before_utc, "notAfter": leaf.not_valid_after_utc}
+        assert borne | asked == borne
 
 
 @pytest.mark.parametrize(
@@ -401,6 +412,7 @@ async def test_not_before_and_not_after(world, csr):
         ({"notAfter": timedelta(days=91)}, "validity.maximum"),
         ({"notAfter": timedelta(days=-1)}, "validity.not_after"),
         ({"notBefore": timedelta(days=2)}, "validity.not_before"),
+        ({"notBefore": timedelta(hours=-20)}, "validity.issuer"),
         ({"notBefore": timedelta(hours=1), "notAfter": timedelta(minutes=1)}, "validity.not_after"),
     ],
     ids=str,
@@ -410,6 +422,7 @@ async def test_validity_that_can_not_be_given_is_refused_at_once(world, members,
     times = {name: (datetime.now(UTC) + after).isoformat() for name, after in members.items()}
     answer = await client.order("a.test", **times)
     assert (answer.status, answer.problem, answer.json["rule"]) == (403, "unauthorized", rule)
+    assert re.search(r"may lie .*\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", answer.json["detail"])
     assert [event["rule"] for event in await world.audit("issuance.refused")] == [rule]
     assert await world.count("acme_orders") == 0
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from ca_server.core.csr import parse_csr
-from ca_server.core.policy import csr_identifiers, decide, decide_identifiers, glob_matches, refusal
+from ca_server.core.policy import csr_identifiers, decide, decide_identifiers, decide_validity, glob_matches, refusal
 from ca_server.domain.enrollment import Allow, Deny, Hold, Protocol, Requester
 from ca_server.domain.errors import ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
@@ -192,6 +192,24 @@ class TestDecide:
             not_after=support.NOW + end if end is not None else None,
         )
         assert getattr(decision, "rule", None) == rule
+
+    @pytest.mark.parametrize(
+        ("begin", "end", "accepted"),
+        [
+            (timedelta(days=-2), None, [timedelta(days=-1, minutes=-59), timedelta(days=1)]),
+            (timedelta(days=2), None, [timedelta(days=-1, minutes=-59), timedelta(days=1)]),
+            (None, timedelta(days=91), [timedelta(days=90)]),
+            (timedelta(hours=5), timedelta(hours=4), [timedelta(days=90, hours=5)]),
+        ],
+    )
+    def test_a_denial_of_a_validity_says_what_would_be_accepted(self, support, begin, end, accepted):
+        profile, now = support.profile_named("default"), support.NOW
+        first, last = (None if moment is None else now + moment for moment in (begin, end))
+        (denial,) = decide_validity(profile, first, last, now)
+        told = [(now + moment).replace(microsecond=0) for moment in accepted]
+        assert denial.detail.endswith(" to ".join(f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in told))
+        for moment in told:
+            assert decide_validity(profile, *((moment, None) if last is None else (first, moment)), now) == ()
 
     @pytest.mark.filterwarnings("ignore:Attribute's length")
     @pytest.mark.parametrize(
