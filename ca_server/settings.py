@@ -206,6 +206,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     require_eab: bool = False
     terms_of_service: str = ""
     website: str = ""
+    preferred_chains: tuple[str, ...] = ()
+    """Common names of roots: a chain to the first that there is one to is given, not the issuer's own."""
     caa_identities: tuple[str, ...] = ()
     caa_max_age: Annotated[float, Meta(ge=0, le=86_400 * 7)] = 28_800
     """How old the answers of DNS may be on which CAA lets an order pass; 0: always asked anew."""

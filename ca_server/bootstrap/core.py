@@ -21,6 +21,7 @@ from ca_server.bootstrap.version import SOFTWARE
 from ca_server.core.audit import AnchorMismatch, EventFactory, Sequencer, check_anchor, leaf_members
 from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher, CrlSchedule
+from ca_server.core.cross import CrossCertificates
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.incidents import Incidents
 from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
@@ -338,6 +339,7 @@ class CoreRuntime:
             blocklist=Blocklist(self.stores.issuance, self.events),
             incidents=Incidents(self.stores.incidents, self.events),
             limits=LimitKeys(self.stores.limits, self.events),
+            cross=CrossCertificates(self.stores.issuers, self.events),
             reload=self.reload,
             health=self.health,
             gate=self.gate,

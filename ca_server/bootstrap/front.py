@@ -186,6 +186,7 @@ def acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOpti
         require_eab=acme.require_eab,
         terms_of_service=acme.terms_of_service,
         website=acme.website,
+        preferred_chains=acme.preferred_chains,
         caa_identities=acme.caa_identities,
         caa_max_age=timedelta(seconds=acme.caa_max_age),
         order_lifetime=timedelta(seconds=acme.order_lifetime),

@@ -1,6 +1,7 @@
 """`ca-server issuer`: the certificate authorities of this home."""
 
 import sys
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_server.bootstrap.issuers import check_stopped, create_missing_issuers
+from ca_server.bootstrap.operator import open_admin
 from ca_server.bootstrap.staging import add_staging_directory
 from ca_server.bootstrap.stores import open_stores
 from ca_server.cli.common import (
@@ -20,12 +22,17 @@ from ca_server.cli.common import (
     open_settings,
     run,
 )
-from ca_server.cli.output import print_fields, print_json, print_table
+from ca_server.cli.output import print_fields, print_json, print_table, text
+from ca_server.core.chains import chains_of
 from ca_server.core.issuers import UrlPlan
-from ca_server.domain.certificates import Issuer, IssuerKind, serial_text
+from ca_server.core.ports import CrossCertificate, ImportCrossCertificate
+from ca_server.domain.certificates import CaCertificate, Issuer, IssuerKind, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
 
-app = typer.Typer(help="List, show, export and create the issuers.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, show, export and create the issuers; import CA certificates.",
+    no_args_is_help=True,
+)
 NameArgument = Annotated[str, typer.Argument(help="The issuer's name, such as `root` or `issuing`.")]
 
 
@@ -91,16 +98,69 @@ def show(
     *,
     json: JsonOption = False,
 ) -> None:
-    """Show one issuer with its fingerprint and the URLs that its certificates carry.
+    """Show one issuer with its fingerprint, the URLs that its certificates carry, and the roots of its chains.
 
     - `ca-server issuer show root`
     """
+    effective = open_settings(home, settings)[1]
     issuer = run(_issuer(home, settings, name))
-    summary = {**_summary(issuer), **_details(issuer, UrlPlan(open_settings(home, settings)[1].http_url))}
+    chains = chains_of(
+        issuer.key.id, run(_ca_certificates(home, settings)), datetime.now(UTC), effective.acme.preferred_chains
+    )
+    summary = {
+        **_summary(issuer),
+        **_details(issuer, UrlPlan(effective.http_url)),
+        "chains": [chain.root for chain in chains],
+    }
     if json:
         print_json(summary)
     else:
         print_fields(summary)
+
+
+@app.command("import")
+def import_certificate(
+    name: NameArgument,
+    file: Annotated[
+        Path, typer.Argument(help="PEM: the certificate first, then those above it up to the root.", show_default=False)
+    ],
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Add a CA certificate to a key of an issuer, signed by another CA or renewed: another chain for ACME's clients.
+
+    Nothing is signed under it, and what certificates point at stays. What is above it may be left out of the file where
+    an issuer of this server signed it.
+
+    - `ca-server issuer import issuing cross-signed.pem`
+
+    - `ca-server issuer import root root-by-the-old-root.pem`
+    """
+    first, *above = _read_certificates(file)
+
+    async def work() -> CrossCertificate:
+        place, effective = open_settings(home, settings)
+        async with open_admin(place, effective) as admin:
+            return await admin.import_cross_certificate(ImportCrossCertificate(name, first, tuple(above)))
+
+    added = run(work())
+    if json:
+        print_json(added)
+    else:
+        sys.stdout.write(
+            f"imported for key generation {added.generation} of {added.issuer}: {added.sha256}, signed by"
+            f" {added.signed_by!r}, until {text(added.not_after)}\n"
+        )
+
+
+def _read_certificates(file: Path) -> list[bytes]:
+    try:
+        found = x509.load_pem_x509_certificates(file.read_bytes())
+    except ValueError as error:
+        raise CaError(ErrorKind.MALFORMED, f"{file} has no certificates in PEM ({error})") from None
+    return [each.public_bytes(Encoding.DER) for each in found]
 
 
 @app.command("export")
@@ -125,6 +185,12 @@ async def _issuers(home: Path, overrides: list[str]) -> tuple[Issuer, ...]:
     place, settings = open_settings(home, overrides)
     async with open_stores(place, settings) as stores:
         return await stores.issuers.issuers()
+
+
+async def _ca_certificates(home: Path, overrides: list[str]) -> tuple[CaCertificate, ...]:
+    place, settings = open_settings(home, overrides)
+    async with open_stores(place, settings) as stores:
+        return await stores.issuers.ca_certificates()
 
 
 async def _issuer(home: Path, overrides: list[str], name: str) -> Issuer:

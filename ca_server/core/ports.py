@@ -15,6 +15,7 @@ from ca_server.domain.audit import AuditEvent, Checkpoint, EventType
 from ca_server.domain.bindings import NO_POLICY, EabKey, EabPolicy
 from ca_server.domain.certificates import (
     BlockedKey,
+    CaCertificate,
     CertificateRecord,
     Crl,
     IssuedCertificate,
@@ -198,6 +199,29 @@ class ResetLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportCrossCertificate:
+    """Add a CA certificate to a key that an issuer has; `chain` is what is above it, nearest first, root last.
+
+    Empty: one of our own issuers signed it, or it signed itself.
+    """
+
+    issuer: str
+    certificate_der: bytes
+    chain: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CrossCertificate:
+    """What was added: for which key of the issuer, and by whom it is signed."""
+
+    issuer: str
+    generation: int
+    sha256: str
+    signed_by: str
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class CreateIncident:
     """Have clients renew, from now on, the certificates issued so far that any target names."""
 
@@ -258,6 +282,12 @@ class AdminPort(Protocol):
 
     async def reset_limit(self, request: ResetLimit) -> Done:
         """Give a key of a rate limit back what was taken from it."""
+
+    async def import_cross_certificate(self, request: ImportCrossCertificate) -> CrossCertificate:
+        """Add a CA certificate to a key of an issuer: another chain to offer, nothing else changes.
+
+        NOT_FOUND, MALFORMED; CONFLICT where it is there.
+        """
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         """Begin an incident. MALFORMED; NOT_FOUND where there is no such issuer or key."""
@@ -461,6 +491,12 @@ class IssuerStore(Protocol):
 
     async def issuer_keys(self, issuer: str) -> tuple[IssuerKey, ...]:
         """All key generations of an issuer, newest first."""
+
+    async def ca_certificates(self) -> tuple[CaCertificate, ...]:
+        """All CA certificates of all keys."""
+
+    async def add_ca_certificate(self, certificate: CaCertificate, events: Sequence[AuditEvent]) -> None:
+        """Add a CA certificate to a key, whose preferred one stays. CONFLICT where it is there, for whatever key."""
 
 
 @dataclass(frozen=True, slots=True)

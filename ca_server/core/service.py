@@ -6,6 +6,7 @@ from typing import NoReturn
 from ca_server.core.audit import EventFactory
 from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher
+from ca_server.core.cross import CrossCertificates
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.incidents import Incidents
 from ca_server.core.issuance import Issuance
@@ -17,11 +18,13 @@ from ca_server.core.ports import (
     CreatedEab,
     CreateEab,
     CreateIncident,
+    CrossCertificate,
     DisableEab,
     Done,
     EndIncident,
     Health,
     Hello,
+    ImportCrossCertificate,
     OcspAnswer,
     OcspQuery,
     Ping,
@@ -161,6 +164,7 @@ class AdminService:
         blocklist: Blocklist,
         incidents: Incidents,
         limits: LimitKeys,
+        cross: CrossCertificates,
         reload: Callable[[str], Awaitable[tuple[str, ...]]],
         health: Callable[[], Awaitable[Health]],
         gate: WriteGate,
@@ -172,6 +176,7 @@ class AdminService:
         self._blocklist = blocklist
         self._incidents = incidents
         self._limits = limits
+        self._cross = cross
         self._reload = reload
         self._health = health
         self._gate = gate
@@ -219,6 +224,10 @@ class AdminService:
     async def reset_limit(self, request: ResetLimit) -> Done:
         self._gate.check()
         return Done(await self._limits.reset(request.key, self._actor()))
+
+    async def import_cross_certificate(self, request: ImportCrossCertificate) -> CrossCertificate:
+        self._gate.check()
+        return await self._cross.take_in(request, self._actor())
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         self._gate.check()

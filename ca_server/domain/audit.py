@@ -17,6 +17,8 @@ class EventType(StrEnum):
     ISSUER_RESERVED = "issuer.reserved"
     """A CA certificate is about to be signed: serial and TBS hash."""
     ISSUER_CREATED = "issuer.created"
+    ISSUER_CERTIFICATE_IMPORTED = "issuer.certificate-imported"
+    """A further CA certificate of an issuer's key, signed by another CA or renewed."""
     KEY_GENERATING = "key.generating"
     """The token is about to be asked: a process that dies meanwhile leaves no key off the record."""
     KEY_GENERATED = "key.generated"

@@ -37,6 +37,18 @@ class IssuerKey:
 
 
 @dataclass(frozen=True, slots=True)
+class CaCertificate:
+    """One of the CA certificates of a key: the one it signs under (`preferred`), or one by another CA or of old."""
+
+    issuer_key_id: int
+    der: bytes
+    chain: tuple[bytes, ...]
+    """Those above, nearest first, root last; empty where it signed itself."""
+    created_at: datetime
+    preferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Issuer:
     """A CA by name with its active key."""
 

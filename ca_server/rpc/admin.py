@@ -9,10 +9,12 @@ from ca_server.core.ports import (
     CreatedEab,
     CreateEab,
     CreateIncident,
+    CrossCertificate,
     DisableEab,
     Done,
     EndIncident,
     Health,
+    ImportCrossCertificate,
     Ping,
     PublishCrl,
     Reload,
@@ -39,6 +41,7 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("block_key", BlockKey, Done, idempotent=False),
         Operation("unblock_key", UnblockKey, Done, idempotent=False),
         Operation("reset_limit", ResetLimit, Done, idempotent=False),
+        Operation("import_cross_certificate", ImportCrossCertificate, CrossCertificate, idempotent=False),
         Operation("create_incident", CreateIncident, Incident, idempotent=False),
         Operation("end_incident", EndIncident, Done, idempotent=False),
         Operation("reload", Reload, Reloaded, idempotent=True),
@@ -81,6 +84,9 @@ class RpcAdminPort(AdminPort):
 
     async def reset_limit(self, request: ResetLimit) -> Done:
         return cast(Done, await self._client.call("reset_limit", request))
+
+    async def import_cross_certificate(self, request: ImportCrossCertificate) -> CrossCertificate:
+        return cast(CrossCertificate, await self._client.call("import_cross_certificate", request))
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         return cast(Incident, await self._client.call("create_incident", request))

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from ca_server.domain.accounts import Account, AccountRegistered
 from ca_server.domain.audit import AuditEvent
-from ca_server.domain.certificates import CertificateRecord, serial_text
+from ca_server.domain.certificates import CaCertificate, CertificateRecord, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier, IdentifierType
@@ -60,6 +60,7 @@ from ca_server.store.eab_quota import look
 from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
+from ca_server.store.issuers import ca_certificates_of
 from ca_server.store.tables import certificates
 from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
@@ -428,6 +429,9 @@ class SqlAcmeStore:
         return await self._database.glance(
             lambda connection: issuer_certificate(connection, self._tenant, issuer), one_moment=False
         )
+
+    async def ca_certificates(self) -> tuple[CaCertificate, ...]:
+        return await self._database.glance(ca_certificates_of, one_moment=False)
 
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         try:

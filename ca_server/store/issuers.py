@@ -9,13 +9,14 @@ from sqlalchemy import Connection, bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from ca_server.domain.audit import AuditEvent
-from ca_server.domain.certificates import CertificateRecord, Issuer, IssuerKey, IssuerKind
+from ca_server.domain.certificates import CaCertificate, CertificateRecord, Issuer, IssuerKey, IssuerKind
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
 from ca_server.store.audit import insert_events
 from ca_server.store.certificates import NewCertificate, insert_certificates
 from ca_server.store.database import Database
 from ca_server.store.der import join_der, split_der
+from ca_server.store.statements import Prepared
 from ca_server.store.tables import ca_certificates, issuer_keys, issuers
 from ca_server.store.types import AnyRow
 
@@ -42,6 +43,15 @@ _KEYS = (
 
 _ACTIVE_KEYS = _KEYS.where(issuer_keys.c.active).order_by(issuers.c.id)
 _KEYS_OF_ISSUER = _KEYS.where(issuers.c.name == bindparam("issuer")).order_by(issuer_keys.c.generation.desc())
+_CA_CERTIFICATES = Prepared(
+    select(
+        ca_certificates.c.issuer_key_id,
+        ca_certificates.c.preferred,
+        ca_certificates.c.created_at,
+        ca_certificates.c.der,
+        ca_certificates.c.chain,
+    ).order_by(ca_certificates.c.id)
+)
 _ISSUER_ID = select(issuers.c.id).where(issuers.c.name == bindparam("issuer"))
 _ISSUER_ID_OF_KEY = select(issuer_keys.c.issuer_id).where(issuer_keys.c.id == bindparam("key_id"))
 
@@ -80,6 +90,40 @@ class SqlIssuerStore:
             lambda connection: tuple(map(_key_of, connection.execute(_KEYS_OF_ISSUER, parameters)))
         )
 
+    async def ca_certificates(self) -> tuple[CaCertificate, ...]:
+        return await self._database.read(ca_certificates_of)
+
+    async def add_ca_certificate(self, certificate: CaCertificate, events: Sequence[AuditEvent]) -> None:
+        def unit(connection: Connection) -> None:
+            try:
+                _insert_certificate(connection, certificate)
+            except IntegrityError as error:
+                raise CaError(ErrorKind.CONFLICT, "this CA certificate is there already") from error
+            insert_events(connection, events)
+
+        await self._database.write(unit)
+
+
+def ca_certificates_of(connection: Connection) -> tuple[CaCertificate, ...]:
+    """All CA certificates of all keys: as few as were created or imported."""
+    return tuple(
+        CaCertificate(row.issuer_key_id, row.der, split_der(row.chain), row.created_at, bool(row.preferred))
+        for row in _CA_CERTIFICATES.execute(connection, {})
+    )
+
+
+def _insert_certificate(connection: Connection, certificate: CaCertificate) -> None:
+    connection.execute(
+        insert(ca_certificates).values(
+            issuer_key_id=certificate.issuer_key_id,
+            preferred=certificate.preferred,
+            sha256=hashlib.sha256(certificate.der).digest(),
+            created_at=certificate.created_at,
+            der=certificate.der,
+            chain=join_der(certificate.chain),
+        )
+    )
+
 
 def _create(connection: Connection, issuer: Issuer, record: CertificateRecord | None, created_at: datetime) -> Issuer:
     key = issuer.key
@@ -105,16 +149,7 @@ def _create(connection: Connection, issuer: Issuer, record: CertificateRecord | 
             spki=key.spki_der,
         ),
     )
-    connection.execute(
-        insert(ca_certificates).values(
-            issuer_key_id=key_id,
-            preferred=True,
-            sha256=hashlib.sha256(key.certificate_der).digest(),
-            created_at=created_at,
-            der=key.certificate_der,
-            chain=join_der(key.chain),
-        )
-    )
+    _insert_certificate(connection, CaCertificate(key_id, key.certificate_der, key.chain, created_at, preferred=True))
     if record is not None:
         _insert_ca_certificate(connection, issuer, record, issuer_id, key_id)
     row = connection.execute(_KEYS_OF_ISSUER, {"issuer": issuer.name}).first()

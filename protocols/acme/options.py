@@ -26,6 +26,8 @@ class AcmeOptions:
     require_eab: bool = False
     terms_of_service: str = ""
     website: str = ""
+    preferred_chains: tuple[str, ...] = ()
+    """Common names of roots: chains to the first that there is one to come first."""
     caa_identities: tuple[str, ...] = ()
     caa_max_age: timedelta = timedelta(hours=8)
     """How old lookups of CAA records may be that let an order pass."""

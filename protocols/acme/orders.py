@@ -1,7 +1,6 @@
 """Orders: from newOrder to the certificate (RFC 8555 section 7.4)."""
 
 import json
-from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
 from secrets import token_urlsafe
@@ -19,7 +18,7 @@ from ca_server.core.policy import (
 )
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
-from ca_server.domain.certificates import CertificateRecord, IssuedCertificate
+from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
@@ -463,13 +462,3 @@ def _shown(item: OrderIdentifier) -> dict[str, str]:
 def rfc3339(moment: datetime) -> str:
     """A time as ACME writes it, in UTC and whole seconds."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def pem_chain(issued: IssuedCertificate) -> bytes:
-    """`application/pem-certificate-chain`: leaf first, root left out (RFC 8555 section 9.1)."""
-    blocks = []
-    for der in (issued.certificate_der, *issued.chain):
-        text = b64encode(der).decode()
-        lines = "\n".join(text[at : at + 64] for at in range(0, len(text), 64))
-        blocks.append(f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
-    return "".join(blocks).encode()

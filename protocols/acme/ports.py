@@ -15,7 +15,7 @@ from typing import Protocol
 from ca_server.domain.accounts import Account, AccountRegistered, AccountStatus
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.bindings import EabKey
-from ca_server.domain.certificates import CertificateRecord
+from ca_server.domain.certificates import CaCertificate, CertificateRecord
 from ca_server.domain.errors import CaError
 from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
@@ -360,6 +360,9 @@ class AcmeStore(Protocol):
 
     async def issuer_certificate(self, issuer: str) -> bytes | None:
         """The CA certificate that an issuer now signs under; None where there is no such issuer."""
+
+    async def ca_certificates(self) -> tuple[CaCertificate, ...]:
+        """All CA certificates of the issuers' keys."""
 
     async def certificate_by_der(self, der: bytes) -> CertificateRecord | None:
         """The stored certificate that is byte for byte the one given."""

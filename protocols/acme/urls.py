@@ -59,6 +59,10 @@ class Urls:
         """The certificate of an order."""
         return f"{self.base}/acme/certificate/{order_id}"
 
+    def alternate(self, order_id: str, chain: str) -> str:
+        """The certificate of an order with another chain."""
+        return f"{self.base}/acme/certificate/{order_id}/{chain}"
+
     def authorization(self, authorization_id: str) -> str:
         """An authorization."""
         return f"{self.base}/acme/authorization/{authorization_id}"

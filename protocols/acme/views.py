@@ -19,6 +19,7 @@ from protocols.acme.authorizations import Authorizations
 from protocols.acme.caa.checking import CaaChecks, ObserveCaa
 from protocols.acme.catalogue import DEFAULT, Catalogue
 from protocols.acme.certid import CertIdError
+from protocols.acme.chains import CHAIN, Chains, pem_chain
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
 from protocols.acme.jwk import JwsError
@@ -26,7 +27,7 @@ from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus
 from protocols.acme.nonces import BadNonceError, NonceBook
 from protocols.acme.objects import ContactError, PayloadError
 from protocols.acme.options import MAX_JWS, AcmeOptions
-from protocols.acme.orders import Orders, pem_chain, rfc3339
+from protocols.acme.orders import Orders, rfc3339
 from protocols.acme.ports import AcmeStore, NonceReplayedError, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError, internal_problem, problem_of
 from protocols.acme.refusals import Refusals
@@ -102,6 +103,7 @@ class AcmeFrontEnd:
             store, self._validating, self._urls, options.validation.issuer_domain_names
         )
         self._revocations = Revocations(store, core)
+        self._chains = Chains(store, options.preferred_chains)
         self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
         """Owned by the task of the housekeeping."""
@@ -207,6 +209,7 @@ class AcmeFrontEnd:
         add("POST", f"/acme/authorization/{which}", self._signed(self._authorization))
         add("POST", f"/acme/challenge/{{id:{CHALLENGE_ID}}}", self._signed(self._challenge))
         add("POST", f"/acme/certificate/{which}", self._signed(self._certificate))
+        add("POST", f"/acme/certificate/{which}/{{chain:{CHAIN}}}", self._signed(self._certificate))
         add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -444,7 +447,16 @@ class AcmeFrontEnd:
         order = await self._orders.find(exchange, request.match_info["id"])
         if order.certificate is None:
             raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, "the order has no certificate", status=404))
-        return web.Response(body=pem_chain(order.certificate), content_type="application/pem-certificate-chain")
+        chains = await self._chains.of(order.certificate)
+        name = request.match_info.get("chain", next(iter(chains)))
+        if name not in chains:
+            raise ProblemError(Problem(ErrorType.MALFORMED, "the certificate has no such chain (any more)", status=404))
+        body = pem_chain((order.certificate.certificate_der, *chains[name]))
+        answer = web.Response(body=body, content_type="application/pem-certificate-chain")
+        for other in chains:
+            if other != name:
+                answer.headers.add("Link", f'<{self._urls.alternate(order.id, other)}>;rel="alternate"')
+        return answer
 
     async def _revoke(self, _request: web.Request, exchange: Exchange) -> web.Response:
         await self._revocations.revoke(exchange)
