@@ -16,7 +16,7 @@ from protocols.acme.ports import AcmeStore
 
 _log = structlog.get_logger(__name__)
 
-FRESH_SECONDS = 10.0
+FRESH_SECONDS = 2.0
 """How long what was read of CA certificates is good for: an import shows within that time."""
 CHAIN = "[0-9a-f]{16}"
 """What the name of a chain looks like in a URL."""

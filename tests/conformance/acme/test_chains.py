@@ -14,6 +14,7 @@ from ca_server.core.ports import ImportCrossCertificate
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.issuers import SqlIssuerStore
 from ca_server.store.tables import ca_certificates
+from protocols.acme.chains import FRESH_SECONDS
 
 PEM = "application/pem-certificate-chain"
 
@@ -153,7 +154,7 @@ async def test_an_import_shows_soon_and_costs_no_look_at_each_download(world, or
     other = OtherCa("Other Root")
     await take_in("issuing", other.cross_sign(standing["issuing"]), other.root)
     assert len(reads) == 1
-    clock[0] = 10.0
+    clock[0] = FRESH_SECONDS
     assert await roots(*order) == ["CN=Test root CA", "CN=Other Root"]
     assert len(reads) == 2
 
