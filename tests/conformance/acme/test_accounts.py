@@ -251,15 +251,34 @@ async def test_accounts_of_others(world):
 
 
 async def test_the_list_of_orders_in_pages(world):
-    client = await world.client()
-    made = [(await client.order("a.test")).headers["Location"] for _ in range(130)]
-    found, url = [], f"{client.kid}/orders"
+    """RFC 8555 section 7.1.2.1: each page links to the next, and none twice."""
+    client, other = await world.client(), await world.client()
+    made = []
+    for number in range(130):
+        made.append((await client.order("a.test")).headers["Location"])
+        if number == 60:
+            await other.order("a.test")
+    pages, url = [], f"{client.kid}/orders"
     while url:
         page = await client.post(url)
-        found += page.json["orders"]
-        url = next(iter(page.links("next")), None)
-    assert sorted(found) == sorted(made)
-    assert len(set(found)) == 130
+        pages.append(page.json["orders"])
+        (url,) = page.links("next") or [None]
+        assert url is None or url.startswith(f"{client.kid}/orders?")
+    assert [len(page) for page in pages] == [100, 30]
+    assert pages[0] + pages[1] == made, "oldest first"
+
+
+async def test_cursors_that_no_server_gave(world):
+    client, other = await world.client(), await world.client()
+    own, theirs = [(await each.order("a.test")).headers["Location"] for each in (client, other)]
+    for cursor in ("'%20OR%201=1", "", "%00", "a" * 65, "a.b", "%F0%9F%92%A9", "1%0D%0ALink:x"):
+        answer = await client.post(f"{client.kid}/orders?after={cursor}")
+        assert (answer.status, answer.problem) == (400, "malformed")
+    for cursor in (theirs, own, "nobody", "x" * 64):
+        page = await client.post(f"{client.kid}/orders?after={cursor.rpartition('/')[2]}")
+        assert (page.status, page.json, page.links("next")) == (200, {"orders": []}, [])
+    assert (await client.post(f"{client.kid}/orders?before=x&after={own.rpartition('/')[2]}")).status == 200
+    assert (await client.post(f"{client.kid}/orders")).json["orders"] == [own]
 
 
 async def test_null_is_as_if_the_member_were_not_there(world, new_client):
