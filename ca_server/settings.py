@@ -175,6 +175,7 @@ class AcmeChaosSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 ChallengeType = Literal["http-01", "dns-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"]
+Challenges = Annotated[tuple[ChallengeType, ...], Meta(min_length=1)]
 
 
 class AttestationSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -190,15 +191,22 @@ class AttestationSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_on
     step_roots: tuple[str, ...] = ()
 
 
+class AutoRenewalSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Orders that the server renews by itself (RFC 8739), for the profiles named; by default for none."""
+
+    profiles: tuple[Name, ...] = ()
+    min_lifetime: Annotated[int, Meta(ge=60, le=86_400 * 366)] = 86_400
+    """Seconds that a certificate is good for, at least."""
+    max_duration: Annotated[int, Meta(ge=60, le=86_400 * 3660)] = 86_400 * 365
+    """Seconds from the beginning of an order to its end, at most."""
+    allow_certificate_get: bool = True
+    """Whether certificates may be fetched without an account, where their order says so."""
+
+
 class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The ACME front-end (RFC 8555)."""
 
-    challenges: Annotated[tuple[ChallengeType, ...], Meta(min_length=1)] = (
-        "http-01",
-        "dns-01",
-        "tls-alpn-01",
-        "dns-account-01",
-    )
+    challenges: Challenges = ("http-01", "dns-01", "tls-alpn-01", "dns-account-01")
     """The challenge types that are offered, in that order; dns-persist-01 needs `caa_identities`."""
     http_01_port: Port = 80
     tls_alpn_01_port: Port = 443
@@ -255,6 +263,7 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     limits: AcmeLimitSettings = AcmeLimitSettings()
     attestation: AttestationSettings = AttestationSettings()
     chaos: AcmeChaosSettings = AcmeChaosSettings()
+    auto_renewal: AutoRenewalSettings = AutoRenewalSettings()
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -291,6 +291,11 @@ DB_UP = Gauge(
 )
 ACME_VALIDATIONS = Counter("ca_server_acme_validations_total", "Challenge validations.", ["type", "outcome"])
 ACME_LIMITED = Counter("ca_server_acme_limited_total", "Requests refused with rateLimited, by the limit.", ["limit"])
+ACME_RENEWALS = Counter(
+    "ca_server_acme_renewals_total",
+    "Renewals of auto-renewal orders by outcome: renewed, refused, failed (to be tried again), canceled",
+    ["outcome"],
+)
 ACME_CAA = Counter(
     "ca_server_acme_caa_total",
     "CAA checks of orders by the profile's mode (log, enforce) and outcome: allowed, refused, failed (no answer).",

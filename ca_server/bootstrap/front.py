@@ -37,6 +37,7 @@ from protocols.acme.attestation import Roots
 from protocols.acme.chaos import Chaos, ChaosOptions
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
+from protocols.acme.star.offering import StarOptions
 from protocols.acme.validation import Dnssec, ValidationPolicy
 from protocols.acme.views import AcmeFrontEnd
 from protocols.log.views import LogFrontEnd
@@ -154,6 +155,7 @@ async def _front_ends(
             observe_validation=metrics.validation,
             observe_limit=metrics.acme_limit,
             observe_caa=metrics.acme_caa,
+            observe_renewal=metrics.acme_renewal,
         )
         await acme.start()
         stack.push_async_callback(acme.stop)
@@ -216,6 +218,12 @@ def acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOpti
             tenant=settings.server.tenant,
         ),
         limits_help_url=acme.limits.help_url,
+        star=StarOptions(
+            profiles=frozenset(acme.auto_renewal.profiles),
+            min_lifetime=timedelta(seconds=acme.auto_renewal.min_lifetime),
+            max_duration=timedelta(seconds=acme.auto_renewal.max_duration),
+            allow_get=acme.auto_renewal.allow_certificate_get,
+        ),
         chaos=_chaos(settings.acme.chaos, welcome),
         # The core has looked at the issuers' certificates; this process has the setting alone.
         unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,

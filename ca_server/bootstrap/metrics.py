@@ -70,6 +70,11 @@ def acme_limit(rule: str) -> None:
     telemetry.ACME_LIMITED.labels(rule).inc()
 
 
+def acme_renewal(outcome: str) -> None:
+    """Count an attempt to renew an auto-renewal order."""
+    telemetry.ACME_RENEWALS.labels(outcome).inc()
+
+
 def acme_caa(mode: str, outcome: str) -> None:
     """One check of an order's CAA records."""
     telemetry.ACME_CAA.labels(mode, outcome).inc()

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from ca_server.bootstrap import metrics
 from ca_server.bootstrap.stores import Stores
+from ca_server.core.admission import Admission, Ages
 from ca_server.core.audit import EventFactory
 from ca_server.core.issuance import Issuance
 from ca_server.core.issuers import IssuerRegistry
@@ -30,14 +31,26 @@ def compose_pipeline(
     return Issuance(
         store=stores.issuance,
         audit=stores.audit,
-        issuers=issuers,
-        profiles=book,
+        admission=Admission(
+            store=stores.issuance,
+            issuers=issuers,
+            profiles=book,
+            bound_key=stores.eab.bound_key,
+            ages=Ages(
+                evidence=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
+                caa=timedelta(seconds=settings.acme.caa_max_age) + CAA_TO_SIGNATURE,
+                auto_renewal=_max_duration(settings),
+            ),
+        ),
         linter=linter,
         events=events,
         fence=fence,
-        bound_key=stores.eab.bound_key,
-        evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
-        caa_lifetime=timedelta(seconds=settings.acme.caa_max_age) + CAA_TO_SIGNATURE,
         observe_stage=metrics.stage,
         observe_outcome=metrics.issuance,
     )
+
+
+def _max_duration(settings: Settings) -> timedelta:
+    """How long an order may be renewed automatically; zero where no profile's are."""
+    wanted = settings.acme.auto_renewal
+    return timedelta(seconds=wanted.max_duration if wanted.profiles else 0)

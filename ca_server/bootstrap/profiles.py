@@ -1,13 +1,15 @@
 """Reads the profiles of a home."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import ConfigurationError
-from ca_server.domain.profile_rules import CaaMode
+from ca_server.domain.profile_rules import Approval, CaaMode
 from ca_server.domain.profiles import Profile, load_profile
 from ca_server.settings import Home, Settings
+from protocols.acme.star.terms import MOST_PADDED
 
 
 def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
@@ -26,6 +28,7 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
         _check(home, settings, file, profile)
         profiles[file.stem] = profile
     _check_chaos(home, settings, profiles)
+    _check_auto_renewal(home, settings, profiles)
     default = settings.policy.default_profile
     if default not in profiles:
         known = ", ".join(sorted(profiles))
@@ -78,3 +81,24 @@ def _check_chaos(home: Home, settings: Settings, profiles: Mapping[str, Profile]
         else:
             continue
         raise ConfigurationError(str(home.configuration), "acme.chaos.profiles", name, remedy)
+
+
+def _check_auto_renewal(home: Home, settings: Settings, profiles: Mapping[str, Profile]) -> None:
+    """Orders that the server renews are of profiles for ACME that nobody must approve each time. ConfigurationError."""
+    wanted = settings.acme.auto_renewal
+    for name in wanted.profiles:
+        profile = profiles.get(name)
+        if profile is None or Protocol.ACME not in profile.frontends:
+            known = ", ".join(sorted(each for each in profiles if Protocol.ACME in profiles[each].frontends))
+            remedy = f"no such profile for ACME; known: {known}"
+        elif profile.approval is not Approval.NONE:
+            remedy = "each renewal of this profile would wait for approval; leave the profile out"
+        elif MOST_PADDED * timedelta(seconds=wanted.min_lifetime) > profile.validity.maximum:
+            longest = int(profile.validity.maximum.total_seconds() / MOST_PADDED)
+            remedy = (
+                "certificates that are renewed overlap, and live longer than this profile allows;"
+                f" make acme.auto_renewal.min_lifetime {longest} or less"
+            )
+        else:
+            continue
+        raise ConfigurationError(str(home.configuration), "acme.auto_renewal.profiles", name, remedy)

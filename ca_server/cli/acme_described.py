@@ -65,6 +65,7 @@ def order_description(
         "not_after": order.not_after,
         "replaces": order.replaces,
         "error": _document(order.error),
+        "auto_renewal": _auto_renewal(record),
         "account": account_summary(record.account),
         "authorizations": [_authorization(each, record, now) for each in record.authorizations],
         "csr": None if order.csr_der is None else _csr(order.csr_der),
@@ -124,6 +125,24 @@ def _challenge(challenge: Challenge, attempts: Sequence[Attempt]) -> dict[str, A
             }
             for each in attempts
         ],
+    }
+
+
+def _auto_renewal(record: OrderRecord) -> dict[str, Any] | None:
+    terms, state, newest = record.order.auto_renewal, record.renewals, record.newest
+    if terms is None:
+        return None
+    return {
+        "start": terms.start,
+        "end": terms.end,
+        "lifetime_seconds": int(terms.lifetime.total_seconds()),
+        "padding_seconds": int(terms.adjust.total_seconds()),
+        "without_account": terms.allow_get,
+        "renewals": None if newest is None else newest.number,
+        "newest_serial": None if newest is None else newest.certificate.serial,
+        "newest_ends_at": None if newest is None else newest.certificate.not_after,
+        "next_look_at": None if state is None else state.ready_at,
+        "failures": None if state is None else state.failures,
     }
 
 

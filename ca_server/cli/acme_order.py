@@ -110,7 +110,7 @@ def show(
 
 
 async def _certificate_of(stores: Stores, record: OrderRecord) -> CertificateRecord | None:
-    issued = record.order.certificate
+    issued = record.order.certificate if record.newest is None else record.newest.certificate
     if issued is None:
         return None
     found = await stores.inventory.search(issuer=issued.issuer, serial_prefix=issued.serial, limit=10)
@@ -118,11 +118,11 @@ async def _certificate_of(stores: Stores, record: OrderRecord) -> CertificateRec
 
 
 def _print_order(told: dict[str, Any]) -> None:
-    parts = ("account", "authorizations", "csr", "certificate", "events")
+    parts = ("auto_renewal", "account", "authorizations", "csr", "certificate", "events")
     print_fields({name: _plain(value) for name, value in told.items() if name not in parts})
-    for part in ("account", "csr", "certificate"):
+    for part in ("auto_renewal", "account", "csr", "certificate"):
         if told[part] is not None:
-            _heading(part)
+            _heading(part.replace("_", " "))
             print_fields({name: _plain(value) for name, value in told[part].items()})
     _heading("authorizations")
     columns = ("name", "wildcard", "status", "expires_at", "reused", "id")

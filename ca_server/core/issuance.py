@@ -2,43 +2,34 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 from secrets import token_bytes
 
 import structlog
 
+from ca_server.core.admission import Admission, Admitted
 from ca_server.core.audit import EventFactory
-from ca_server.core.bindings import decide_binding
-from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.der import assemble
-from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
-from ca_server.core.keycheck import check_key
+from ca_server.core.issuers import ActiveIssuer
 from ca_server.core.lint import LintedTbs, Linter, LintError
-from ca_server.core.policy import decide, refusal, unattested_key, unchecked_caa, unproven_identifier
-from ca_server.core.ports import NO_CLAIM, AuditStore, EabClaim, IssuanceStore
-from ca_server.core.profiles import ProfileBook
+from ca_server.core.ports import AuditStore, IssuanceStore
 from ca_server.core.signing import sign_verified
 from ca_server.core.tbs import TbsPlan, build_tbs, leaf_plan, new_serial
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
-from ca_server.domain.bindings import QUOTA_RULES, EabKey
-from ca_server.domain.certificates import CertificateRecord, IssuedCertificate, IssuerKind, serial_text
+from ca_server.domain.bindings import QUOTA_RULES
+from ca_server.domain.certificates import CertificateRecord, IssuedCertificate, serial_text
 from ca_server.domain.enrollment import (
-    Deny,
     EnrollmentKey,
     EnrollmentOutcome,
     EnrollmentRequest,
     Fence,
-    Hold,
     IssuanceIntent,
-    Protocol,
 )
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
-from ca_server.domain.profile_rules import CaaMode
-from ca_server.domain.profiles import Profile
 
 _log = structlog.get_logger()
 
@@ -58,36 +49,8 @@ _HELD_REMEMBERED = 10_000
 ObserveStage = Callable[[str, float], None]
 """Called with a stage's name and its seconds."""
 
-BoundKey = Callable[[str], Awaitable[EabKey | None]]
-"""Finds the external account key that an account is said to be bound by."""
-
 ObserveOutcome = Callable[[str, str, str], None]
 """Called with protocol, profile and outcome of each request."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Admitted:
-    """A request that policy let pass, with all that signing it needs."""
-
-    request: EnrollmentRequest
-    csr: ParsedCsr
-    profile: Profile
-    issuer: ActiveIssuer
-    needs_caa: bool
-    """Whether the profile, as it was pinned or as it now stands, signs no DNS name without a check of CAA."""
-    eab_key: EabKey | None
-
-    @property
-    def claim(self) -> EabClaim:
-        """What the reservation is to hold against what is known of the account."""
-        key = self.eab_key
-        if key is None:
-            return NO_CLAIM
-        return EabClaim(key.kid, tuple(map(str, self.request.identifiers)))
-
-
-async def _no_key(_kid: str) -> EabKey | None:
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +70,7 @@ class Rehearsal:
 class Issuance:
     """Owns the pipeline. `_running` has the one task that works on an enrollment in this process.
 
-    `_held` remembers which enrollments are on record as held: asking again is no news. `evidence_lifetime` is how old
-    the validation of a name may be that a front-end claims, `caa_lifetime` how old its check of CAA records.
+    `_held` remembers which enrollments are on record as held: asking again is no news.
     """
 
     def __init__(
@@ -116,14 +78,10 @@ class Issuance:
         *,
         store: IssuanceStore,
         audit: AuditStore,
-        issuers: IssuerRegistry,
-        profiles: ProfileBook,
+        admission: Admission,
         linter: Linter,
         events: EventFactory,
         fence: Callable[[], Fence],
-        bound_key: BoundKey = _no_key,
-        evidence_lifetime: timedelta = timedelta(days=37),
-        caa_lifetime: timedelta = timedelta(hours=9),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Callable[[int], bytes] = token_bytes,
         observe_stage: ObserveStage = lambda _stage, _seconds: None,
@@ -131,14 +89,10 @@ class Issuance:
     ) -> None:
         self._store = store
         self._audit = audit
-        self._issuers = issuers
-        self._profiles = profiles
+        self._admission = admission
         self._linter = linter
         self._events = events
         self._fence = fence
-        self._bound_key = bound_key
-        self._evidence_lifetime = evidence_lifetime
-        self._caa_lifetime = caa_lifetime
         self._clock = clock
         self._random = random
         self._observe_stage = observe_stage
@@ -255,12 +209,12 @@ class Issuance:
 
     async def _prepare(
         self, request: EnrollmentRequest, serial: int, now: datetime
-    ) -> tuple[_Admitted, TbsPlan, LintedTbs]:
+    ) -> tuple[Admitted, TbsPlan, LintedTbs]:
         # 1. Decide; the serial number is part of the plan of what will be signed.
         started = time.perf_counter()
-        admitted = await self._decide(request, now)
+        admitted = await self._admission.decide(request, now)
         plan = self._plan(admitted, serial, now)
-        self._assert_caa(admitted, plan, now)
+        self._admission.assert_caa(admitted, plan, now)
         started = self._stage("decide", started)
         # 2. Build the TBSCertificate, lint it.
         unlinted = build_tbs(plan)
@@ -286,7 +240,7 @@ class Issuance:
             await self._take_over(state.intent)
         return None
 
-    async def _reserve(self, admitted: _Admitted, intent: IssuanceIntent) -> IssuedCertificate | None:
+    async def _reserve(self, admitted: Admitted, intent: IssuanceIntent) -> IssuedCertificate | None:
         """Reserve, or find the certificate that stands."""
 
         async def reserve() -> None:
@@ -319,62 +273,7 @@ class Issuance:
             raise CaError(ErrorKind.UNAVAILABLE, "another node is working on this request", retry_after=5)
         await self._abandon(intent, "an earlier attempt was interrupted")
 
-    async def _decide(self, request: EnrollmentRequest, now: datetime) -> _Admitted:
-        """Decide under the profile that the request began with and, where that was replaced, under today's too."""
-        pinned = await self._profiles.pinned(request.profile, request.profile_hash)
-        current = self._profiles.current(request.profile)
-        csr = parse_csr(request.csr_der)
-        decisions = []
-        for profile in (pinned,) if pinned.hash == current.hash else (pinned, current):
-            check_key(csr.public_key, profile)
-            decisions.append(decide(profile, request, csr, now=now))
-            unproven = unproven_identifier(profile, request, now - self._evidence_lifetime)
-            if unproven is not None:
-                decisions.append(unproven)
-        issuer = self._issuer_of(pinned, request)
-        unattested = unattested_key(request, csr)
-        if unattested is not None:
-            decisions.append(unattested)
-        eab_key = await self._decide_binding(request)
-        for decision in decisions:
-            if isinstance(decision, Deny):
-                raise refusal([decision])
-        for decision in decisions:
-            if isinstance(decision, Hold):
-                raise CaError(
-                    ErrorKind.PENDING_APPROVAL, "the request waits for approval", rule=decision.rule, retry_after=60
-                )
-        needs_caa = CaaMode.ENFORCE in {pinned.caa, current.caa}
-        return _Admitted(request, csr, pinned, issuer, needs_caa, eab_key)
-
-    def _assert_caa(self, admitted: _Admitted, plan: TbsPlan, now: datetime) -> None:
-        """The names that were checked are those of the TBSCertificate: the linter holds it to `plan.names`."""
-        if admitted.needs_caa:
-            unchecked = unchecked_caa(admitted.request, plan.names, now - self._caa_lifetime)
-            if unchecked is not None:
-                raise refusal([unchecked])
-
-    async def _decide_binding(self, request: EnrollmentRequest) -> EabKey | None:
-        """Decide under what is bound to the account's external account key now; None where it is said to have none."""
-        if not request.eab_kid:
-            return None
-        key = await self._bound_key(request.eab_kid)
-        if key is None:
-            raise CaError(ErrorKind.UNAUTHORIZED, "the account's external account key is not known", rule="eab.binding")
-        denials = decide_binding(key, request.profile, request.identifiers)
-        if denials:
-            raise refusal(denials)
-        return key
-
-    def _issuer_of(self, profile: Profile, request: EnrollmentRequest) -> ActiveIssuer:
-        """The issuer of a profile, or of the server's own request. A root signs CA certificates and its CRL alone."""
-        internal = request.requester.protocol is Protocol.INTERNAL
-        issuer = self._issuers.get(request.issuer if internal and request.issuer else profile.issuer)
-        if issuer.issuer.kind is not IssuerKind.ISSUING:
-            raise CaError(ErrorKind.POLICY_DENIED, "a root issues to nobody but CAs", rule="profile.issuer")
-        return issuer
-
-    def _plan(self, admitted: _Admitted, serial: int, now: datetime) -> TbsPlan:
+    def _plan(self, admitted: Admitted, serial: int, now: datetime) -> TbsPlan:
         return leaf_plan(
             admitted.profile,
             admitted.csr,
@@ -385,7 +284,7 @@ class Issuance:
             admitted.issuer.urls,
         )
 
-    def _intent(self, admitted: _Admitted, serial: int, tbs: bytes, now: datetime) -> IssuanceIntent:
+    def _intent(self, admitted: Admitted, serial: int, tbs: bytes, now: datetime) -> IssuanceIntent:
         return IssuanceIntent(
             id=new_id(),
             enrollment=admitted.request.key,
@@ -401,7 +300,7 @@ class Issuance:
         )
 
     def _record(
-        self, admitted: _Admitted, intent: IssuanceIntent, plan: TbsPlan, der: bytes, now: datetime
+        self, admitted: Admitted, intent: IssuanceIntent, plan: TbsPlan, der: bytes, now: datetime
     ) -> CertificateRecord:
         request = admitted.request
         return CertificateRecord(
@@ -424,10 +323,12 @@ class Issuance:
             owner=None if admitted.eab_key is None else admitted.eab_key.owner,
         )
 
-    def _event(self, kind: EventType, admitted: _Admitted, intent: IssuanceIntent, **extra: str) -> AuditEvent:
+    def _event(self, kind: EventType, admitted: Admitted, intent: IssuanceIntent, **extra: str) -> AuditEvent:
         request = admitted.request
         extra["intent"] = intent.id
         extra["tbs_sha256"] = intent.tbs_sha256.hex()
+        if request.epoch:
+            extra["renewal"] = str(request.epoch)
         if request.evidence:
             extra["validated_by"] = ",".join(sorted({item.method for item in request.evidence}))
         if request.caa:

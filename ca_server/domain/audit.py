@@ -48,6 +48,8 @@ class EventType(StrEnum):
     ACCOUNT_REVOKED = "account.revoked"
     """By an operator, with the external account key that it is bound to (RFC 8555 section 7.1.2)."""
     ORDER_CREATED = "order.created"
+    ORDER_CANCELED = "order.canceled"
+    """An auto-renewal order gets no certificate any more (RFC 8739 section 3.1.2): by its account, or for a reason."""
     AUTHORIZATION_CREATED = "authorization.created"
     """By itself (newAuthz); those of an order are in its event."""
     AUTHORIZATION_DEACTIVATED = "authorization.deactivated"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from cryptography import x509
@@ -19,10 +19,12 @@ from ca_server.store.acme_accounts import (
     USED_NONCES,
     account_by_id,
     account_by_thumbprint,
+    account_lock,
     change_account,
     change_account_key,
     close_account,
     insert_account,
+    key_lock,
     prune_nonces,
 )
 from ca_server.store.acme_authorizations import authorizations, move_authorization, preauthorize
@@ -51,11 +53,13 @@ from ca_server.store.acme_orders import (
     prolong_order,
 )
 from ca_server.store.acme_retention import expired_orders, forget_orders, forget_preauthorizations
+from ca_server.store.acme_star import begin_renewals
+from ca_server.store.acme_star_store import SqlStarStore
 from ca_server.store.acme_tables import acme_authorizations
 from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.claims import Once
-from ca_server.store.database import Along, Database
+from ca_server.store.database import Along
 from ca_server.store.eab_quota import look
 from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
@@ -77,28 +81,15 @@ from protocols.acme.ports import (
     Reuse,
     Work,
 )
+from protocols.acme.star.terms import Begun
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
 T = TypeVar("T")
 
 
-def account_lock(account_id: str) -> str:
-    """Name of the lock under which an account's records change: two processes never do it at once."""
-    return f"acme-account:{account_id}"
-
-
-def key_lock(account: Account) -> str:
-    """Name of the lock under which an account's key gets its account."""
-    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
-
-
-class SqlAcmeStore:
-    """`protocols.acme.ports.AcmeStore` in SQL."""
-
-    def __init__(self, database: Database, tenant: str = "default") -> None:
-        self._database = database
-        self._tenant = tenant
+class SqlAcmeStore(SqlStarStore):
+    """`protocols.acme.star.ports.FrontStore` in SQL."""
 
     async def _write(
         self,
@@ -210,7 +201,7 @@ class SqlAcmeStore:
         self, account_id: str, error: bytes, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> Account:
         return await self._write(
-            lambda connection: close_account(connection, account_id, error, self._tenant),
+            lambda connection: close_account(connection, account_id, error, datetime.now(UTC), self._tenant),
             account_id=account_id,
             events=events,
             nonce=nonce,
@@ -253,11 +244,14 @@ class SqlAcmeStore:
         lessee: Lessee,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        begun: Begun | None = None,
     ) -> bool:
         def work(connection: Connection) -> bool:
             if not begin_finalize(connection, order_id, csr_der, lessee):
                 return False
             draw(connection, draws, lessee.now)
+            if begun is not None:
+                begin_renewals(connection, account_id, order_id, begun)
             return True
 
         return await self._write(work, account_id=account_id, nonce=nonce, draws=draws)

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.acme_orders import IS_ITS_KEY, KEY_BLOCKED, fail_orders
+from ca_server.store.acme_star import cancel_orders
 from ca_server.store.acme_tables import (
     acme_accounts,
     acme_authorizations,
@@ -32,6 +33,16 @@ _BY_ID = Prepared(SELECT_ACCOUNTS.where(acme_accounts.c.id == bindparam("account
 _BY_THUMBPRINT = SELECT_ACCOUNTS.where(
     acme_accounts.c.tenant == bindparam("of_tenant"), acme_accounts.c.key_thumbprint == bindparam("thumbprint")
 )
+
+
+def account_lock(account_id: str) -> str:
+    """Name of the lock under which an account's records change: two processes never do it at once."""
+    return f"acme-account:{account_id}"
+
+
+def key_lock(account: Account) -> str:
+    """Name of the lock under which an account's key gets its account."""
+    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
 
 
 def prune_nonces(connection: Connection, before: datetime, limit: int) -> int:
@@ -128,7 +139,7 @@ def former_thumbprints(connection: Connection, account_id: str) -> tuple[str, ..
     return tuple(connection.execute(query).scalars())
 
 
-def close_account(connection: Connection, account_id: str, error: bytes, tenant: str) -> Account:
+def close_account(connection: Connection, account_id: str, error: bytes, now: datetime, tenant: str) -> Account:
     """Deactivate an account with its authorizations (RFC 8555 section 7.3.6); what it has not got yet it never gets."""
     account = change_account(connection, account_id, {"status": AccountStatus.DEACTIVATED.value})
     connection.execute(
@@ -139,5 +150,7 @@ def close_account(connection: Connection, account_id: str, error: bytes, tenant:
         )
         .values(status=AuthorizationStatus.DEACTIVATED.value)
     )
-    fail_orders(connection, acme_orders.c.account_id == account_id, error, tenant)
+    own_orders = acme_orders.c.account_id == account_id
+    fail_orders(connection, own_orders, error, tenant)
+    cancel_orders(connection, own_orders, now, tenant)
     return account

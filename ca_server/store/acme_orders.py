@@ -31,6 +31,7 @@ from protocols.acme.model import (
     sources_of,
 )
 from protocols.acme.ports import ANY_VALID, AlreadyReplacedError, Lessee, OpenBounds, OrderWork, Reuse, Work
+from protocols.acme.star.terms import AutoRenewal
 
 _LINKS = acme_order_links
 _PROCESSING = OrderStatus.PROCESSING.value
@@ -73,6 +74,7 @@ _NEW = (
     "identifiers",
     "authorization_ids",
     "replaces",
+    "auto_renewal",
 )
 _INSERT = Prepared(insert(acme_orders).values({name: bindparam(name) for name in _NEW}))
 _INSERT_LINKS = insert_rows(_LINKS)
@@ -249,6 +251,7 @@ def _order_values(order: Order) -> dict[str, Any]:
         "status": order.status.value,
         "identifiers": json.dumps(identifiers, separators=(",", ":")).encode(),
         "authorization_ids": json.dumps(order.authorization_ids, separators=(",", ":")).encode(),
+        "auto_renewal": None if order.auto_renewal is None else order.auto_renewal.encode(),
     }
 
 
@@ -287,6 +290,7 @@ def order_of(row: AnyRow, certificate: IssuedCertificate | None) -> Order:
         request_id=row.request_id,
         lease_until=row.lease_until,
         replaces=row.replaces,
+        auto_renewal=None if row.auto_renewal is None else AutoRenewal.decode(row.auto_renewal),
     )
 
 

@@ -13,9 +13,11 @@ from ca_server.store.acme_accounts import SELECT_ACCOUNTS, account_by_id, accoun
 from ca_server.store.acme_attempts import attempts_of
 from ca_server.store.acme_authorizations import authorizations
 from ca_server.store.acme_orders import has_certificate, order_by_id, order_of
+from ca_server.store.acme_star import newest_of, renewal_state
 from ca_server.store.acme_tables import acme_accounts, acme_orders
 from ca_server.store.database import Database
 from protocols.acme.model import Attempt, Authorization, Order, OrderStatus
+from protocols.acme.star.ports import Newest, RenewalState
 
 _PAGE: Final = 500
 MOST_LOOKED_AT: Final = 50_000
@@ -61,6 +63,9 @@ class OrderRecord:
     authorizations: tuple[Authorization, ...]
     attempts: Mapping[str, tuple[Attempt, ...]]
     """By the id of the challenge."""
+    renewals: RenewalState | None
+    newest: Newest | None
+    """Of an auto-renewal order that was finalized: where its renewals stand, and its newest certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,9 @@ class SqlAcmeRecords:
                 return None
             found = authorizations(connection, order.authorization_ids)
             challenges = [challenge.id for each in found for challenge in each.challenges]
-            return OrderRecord(order, account, found, attempts_of(connection, challenges))
+            renewals = None if order.auto_renewal is None else renewal_state(connection, order_id)
+            newest = None if renewals is None else newest_of(connection, order, self._tenant)
+            return OrderRecord(order, account, found, attempts_of(connection, challenges), renewals, newest)
 
         return await self._database.read(query)
 
@@ -104,7 +111,7 @@ class SqlAcmeRecords:
             rows = await self._page(statement, number)
             for row in rows:
                 line = OrderLine(order_of(row, None), OrderStatus.VALID)
-                if not row.issued:
+                if not row.issued or line.order.status is OrderStatus.CANCELED:
                     line = OrderLine(line.order, line.order.status_at(now))
                 number, last = row.number, row.id
                 if _matches(line, search):

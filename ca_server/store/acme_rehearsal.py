@@ -23,6 +23,7 @@ from ca_server.store.database import Database
 from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.ports import ANY_VALID, Lessee, NonceUse, OpenBounds, OrderWork, Reuse
+from protocols.acme.star.terms import Begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class RehearsalStore(SqlAcmeStore):
         lessee: Lessee,
         nonce: NonceUse | None,  # noqa: ARG002
         draws: Sequence[Draw] = (),
+        begun: Begun | None = None,  # noqa: ARG002
     ) -> bool:
         if self._order is None:
             return False

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, exists, literal_column, select
 
 from ca_server.store.acme_attempts import forget_attempts
 from ca_server.store.acme_orders import has_certificate
-from ca_server.store.acme_tables import acme_authorizations, acme_challenges, acme_order_links, acme_orders
+from ca_server.store.acme_tables import acme_authorizations, acme_challenges, acme_order_links, acme_orders, acme_star
 from ca_server.store.tables import certificates
 from protocols.acme.model import OrderStatus
 
@@ -43,6 +43,7 @@ def forget_orders(connection: Connection, order_ids: Sequence[str]) -> None:
     linked = select(_LINKS.c.authorization_id).where(_LINKS.c.order_id.in_(order_ids)).distinct()
     candidates = tuple(connection.execute(linked).scalars())
     connection.execute(delete(_LINKS).where(_LINKS.c.order_id.in_(order_ids)))
+    connection.execute(delete(acme_star).where(acme_star.c.order_id.in_(order_ids)))
     connection.execute(delete(acme_orders).where(acme_orders.c.id.in_(order_ids)))
     needed = select(_LINKS.c.authorization_id).where(_LINKS.c.authorization_id.in_(candidates))
     kept = set(connection.execute(needed).scalars())

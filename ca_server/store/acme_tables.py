@@ -73,6 +73,8 @@ acme_orders = Table(
     Column("error", LargeBinary),
     # The CertID of the certificate that an order replaces (RFC 9773 section 5).
     Column("replaces", String),
+    # The terms on which the server renews it (RFC 8739), as JSON; never changed.
+    Column("auto_renewal", LargeBinary),
     Index("ix_acme_orders_account_id_number", "account_id", "number"),
     Index("ix_acme_orders_expires_at", "expires_at"),
     Index(
@@ -93,6 +95,25 @@ acme_orders = Table(
         "replaces",
         sqlite_where=text("replaces IS NOT NULL"),
         postgresql_where=text("replaces IS NOT NULL"),
+    ),
+)
+
+acme_star = Table(
+    "acme_star",
+    metadata,
+    Column("order_id", String, ForeignKey("acme_orders.id"), primary_key=True),
+    # Its order's, for the lock under which it changes.
+    Column("account_id", String, nullable=False),
+    Column("first_at", UtcTime, nullable=False),
+    # When somebody may look at it next: the next renewal, another attempt, the end of a lease. NULL: never.
+    Column("ready_at", UtcTime),
+    Column("lease_holder", String),
+    Column("failures", Integer, nullable=False),
+    Index(
+        "ix_acme_star_ready_at",
+        "ready_at",
+        sqlite_where=text("ready_at IS NOT NULL"),
+        postgresql_where=text("ready_at IS NOT NULL"),
     ),
 )
 

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Integer, bindparam, exists, func, insert, or_
 
 from ca_server.domain.bindings import EabKey
 from ca_server.domain.certificates import RevocationReason
-from ca_server.domain.enrollment import Protocol
+from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.rates import Rate, admit
 from ca_server.store.acme_tables import acme_accounts
@@ -95,6 +95,23 @@ _WITH_NAME = Prepared(
     )
 )
 _BY_IDS = SELECT_RECORDS.where(certificates.c.id.in_(bindparam("ids", expanding=True))).order_by(certificates.c.id)
+_BEFORE = Prepared(
+    select(certificates.c.id)
+    .select_from(enrollments)
+    .join(certificates, certificates.c.enrollment_id == enrollments.c.id)
+    .where(
+        enrollments.c.transaction_key == bindparam("of_order"),
+        enrollments.c.requester_scope == bindparam("of_account"),
+        enrollments.c.protocol == _ACME,
+        enrollments.c.profile == bindparam("of_profile"),
+        enrollments.c.tenant == bindparam("of_tenant"),
+        enrollments.c.epoch < bindparam("before_epoch"),
+        certificates.c.not_after > bindparam("now"),
+        certificates.c.revoked_at.is_(None),
+    )
+    .order_by(enrollments.c.epoch.desc())
+    .limit(1)
+)
 _OWN_RENEWAL = Prepared(
     select(eab_renewals.c.certificate_id).where(eab_renewals.c.enrollment_id == bindparam("of_enrollment"))
 )
@@ -166,22 +183,24 @@ def take(
     now: datetime,
     *,
     is_new: bool,
+    renews: EnrollmentKey | None = None,
 ) -> None:
     """Take a certificate whose intent is reserved in this transaction from the quota of a key, under its lock.
 
-    `is_new` says that the enrollment is: an attempt after the first takes nothing from the rate. RATE_LIMITED, and the
-    caller's transaction must not stand, where there is no room.
+    `is_new` says that the enrollment is: an attempt after the first takes nothing from the rate. `renews` is the
+    enrollment where the server renews its order by itself (RFC 8739): that takes the place of the certificate before,
+    whatever the room. RATE_LIMITED, and the caller's transaction must not stand, where there is no room.
     """
     key = read_key(connection, kid)
     if key is None or not key.policy.counts:
         return
     if not is_new and _OWN_RENEWAL.execute(connection, {"of_enrollment": enrollment_id}).first() is not None:
         return
-    renewed = _renewed(connection, account_id, names, now)
+    renewed = _renewed(connection, account_id, names, now) if renews is None else _before(connection, renews, now)
     if renewed is not None:
         _record_renewal(connection, renewed, enrollment_id)
         return
-    live = key.policy.live
+    live = None if renews is not None else key.policy.live
     bound = None if key.live_bound is None else key.live_bound + 1
     if live is not None and (bound is None or bound > live):
         # The intent is counted already.
@@ -189,12 +208,25 @@ def take(
         if bound > live:
             raise _no_place(connection, kid, live, now)
     arrival = key.arrival
-    rate = key.policy.parsed_rate
+    rate = key.policy.parsed_rate if renews is None else None
     if rate is not None and is_new:
         arrival = _next_arrival(key, rate, now)
         if arrival is None:
             raise _too_many(key, rate, now)
     _TAKE.execute(connection, {"of_kid": kid, "next_arrival": arrival, "next_bound": bound})
+
+
+def _before(connection: Connection, renewal: EnrollmentKey, now: datetime) -> int | None:
+    """The id of the certificate of the same order that stands before a renewal; None where it has expired."""
+    parameters = {
+        "of_order": renewal.transaction_key,
+        "of_account": renewal.requester_scope,
+        "of_profile": renewal.profile,
+        "of_tenant": renewal.tenant,
+        "before_epoch": renewal.epoch,
+        "now": now,
+    }
+    return _BEFORE.execute(connection, parameters).scalar()
 
 
 def _live(connection: Connection, kid: str, now: datetime) -> int:

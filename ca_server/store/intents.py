@@ -212,6 +212,7 @@ def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> lis
                 ids[enrollment],
                 each.intent.reserved_at,
                 is_new=enrollment in created,
+                renews=enrollment if enrollment.epoch else None,
             )
     insert_events(connection, [event for reservation in reservations for event in reservation.events])
     return [None] * len(reservations)

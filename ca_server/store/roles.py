@@ -64,6 +64,7 @@ RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ),
     acme_tables.acme_former_keys: (_READ, _ADD),
     acme_tables.acme_orders: (_READ, _ALL),
+    acme_tables.acme_star: (_READ, _ALL),
     acme_tables.acme_authorizations: (_READ, _ALL),
     acme_tables.acme_order_links: (_READ, _ALL),
     acme_tables.acme_challenges: (_READ, _ALL),
@@ -88,6 +89,7 @@ FRONT_EVENTS: Final = (
     EventType.CHALLENGE_FAILED,
     EventType.CHALLENGE_VALIDATED,
     EventType.ISSUANCE_REFUSED,
+    EventType.ORDER_CANCELED,
     EventType.ORDER_CREATED,
     EventType.REVOCATION_REFUSED,
 )

@@ -13,7 +13,7 @@ from protocols.acme.attestation import MAX_OBJECT
 from protocols.acme.exchange import Exchange
 from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, Challenge, ChallengeStatus
 from protocols.acme.objects import AuthorizationUpdate, ChallengeResponse, DeviceAttestation, decode_payload
-from protocols.acme.orders import rfc3339
+from protocols.acme.order_object import rfc3339
 from protocols.acme.ports import AcmeStore
 from protocols.acme.problems import ErrorType, Problem, ProblemError
 from protocols.acme.urls import Urls

@@ -23,6 +23,7 @@ from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, Or
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, Lessee, NonceUse, OrderWork, Work
 from protocols.acme.problems import MAX_RETRY_AFTER, Problem, internal_problem, problem_of
+from protocols.acme.star.terms import Begun
 
 _log = structlog.get_logger(__name__)
 
@@ -111,14 +112,19 @@ class Issuing:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
     async def begin(
-        self, order: Order, csr_der: bytes, nonce: NonceUse | None, draws: Sequence[Draw] = ()
+        self,
+        order: Order,
+        csr_der: bytes,
+        nonce: NonceUse | None,
+        draws: Sequence[Draw] = (),
+        begun: Begun | None = None,
     ) -> Order | None:
         """Take a ready order to processing, committed with its CSR, and start work; None where it is not ready.
 
         RATE_LIMITED, and the order stays ready, where one of its draws has no room.
         """
         lessee = self._lessee()
-        if not await self._store.begin_finalize(order.account_id, order.id, csr_der, lessee, nonce, draws):
+        if not await self._store.begin_finalize(order.account_id, order.id, csr_der, lessee, nonce, draws, begun):
             return None
         self._start(Work(order.id, order.account_id))
         return replace(order, status=OrderStatus.PROCESSING, csr_der=csr_der, lease_until=lessee.until)

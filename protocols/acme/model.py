@@ -8,6 +8,7 @@ from typing import Any
 
 from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.names import Identifier
+from protocols.acme.star.terms import AutoRenewal
 
 
 class OrderStatus(StrEnum):
@@ -18,6 +19,8 @@ class OrderStatus(StrEnum):
     PROCESSING = "processing"
     VALID = "valid"
     INVALID = "invalid"
+    CANCELED = "canceled"
+    """No certificate is added any more (RFC 8739 section 3.1.2)."""
 
 
 class AuthorizationStatus(StrEnum):
@@ -44,8 +47,9 @@ ORDER_TRANSITIONS = {
     OrderStatus.PENDING: frozenset({OrderStatus.READY, OrderStatus.INVALID}),
     OrderStatus.READY: frozenset({OrderStatus.PROCESSING, OrderStatus.INVALID}),
     OrderStatus.PROCESSING: frozenset({OrderStatus.VALID, OrderStatus.INVALID}),
-    OrderStatus.VALID: frozenset[OrderStatus](),
+    OrderStatus.VALID: frozenset({OrderStatus.CANCELED}),
     OrderStatus.INVALID: frozenset[OrderStatus](),
+    OrderStatus.CANCELED: frozenset[OrderStatus](),
 }
 AUTHORIZATION_TRANSITIONS = {
     AuthorizationStatus.PENDING: frozenset(
@@ -200,9 +204,13 @@ class Order:
     lease_until: datetime | None = None
     replaces: str | None = None
     """The CertID of the account's certificate that this order replaces (RFC 9773 section 5)."""
+    auto_renewal: AutoRenewal | None = None
+    """The terms on which certificates follow the first; then `not_before` and `not_after` are of that one."""
 
     def status_at(self, now: datetime) -> OrderStatus:
         """The state as a client is told: valid with its certificate, invalid when it expired before finalize."""
+        if self.status is OrderStatus.CANCELED:
+            return self.status
         if self.certificate is not None:
             return OrderStatus.VALID
         if self.status in {OrderStatus.PENDING, OrderStatus.READY} and now >= self.expires_at:

@@ -19,9 +19,11 @@ from protocols.acme.encoding import b64url_decode
 
 MAX_DETAIL = 300
 MAX_CONTACT = 320
+MAX_SECONDS = 2**31
 
 Contacts = Annotated[tuple[Annotated[str, Meta(max_length=1024)], ...], Meta(max_length=20)]
 Timestamp = Annotated[datetime, Meta(tz=True)]
+Seconds = Annotated[int, Meta(ge=1, le=MAX_SECONDS)]
 Word = Annotated[str, Meta(min_length=1, max_length=256)]
 
 T = TypeVar("T")
@@ -82,6 +84,21 @@ class OrderIdentifier(Struct, frozen=True):
     ancestorDomain: Annotated[str, Meta(max_length=1024)] | None = None
 
 
+class AutoRenewal(Struct, frozen=True, rename="kebab"):
+    """The `auto-renewal` object of newOrder (RFC 8739 section 3.1.1); times are in UTC, durations in seconds."""
+
+    end_date: Timestamp
+    lifetime: Seconds
+    start_date: Timestamp | None = None
+    lifetime_adjust: Annotated[int, Meta(ge=0, le=MAX_SECONDS)] | None = None
+    allow_certificate_get: bool | None = None
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "end_date", _in_utc(self.end_date))
+        if self.start_date is not None:
+            msgspec.structs.force_setattr(self, "start_date", _in_utc(self.start_date))
+
+
 class NewOrder(Struct, frozen=True):
     """Payload of newOrder (RFC 8555 section 7.4; `profile`: draft-ietf-acme-profiles). Times are in UTC.
 
@@ -93,12 +110,20 @@ class NewOrder(Struct, frozen=True):
     notAfter: Timestamp | None = None
     profile: Word | None = None
     replaces: Word | None = None
+    autoRenewal: AutoRenewal | None = msgspec.field(default=None, name="auto-renewal")
 
     def __post_init__(self) -> None:
         for name in ("notBefore", "notAfter"):
             time = getattr(self, name)
             if time is not None:
                 msgspec.structs.force_setattr(self, name, _in_utc(time))
+
+
+class OrderUpdate(Struct, frozen=True):
+    """Payload of a POST to an order (RFC 8739 section 3.1.2)."""
+
+    status: Word | None = None
+    """`canceled`, or another status that a client merely repeats."""
 
 
 class AuthorizationIdentifier(Struct, frozen=True):

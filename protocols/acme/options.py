@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from protocols.acme.chaos import Chaos
 from protocols.acme.limits import NO_LIMITS, Limits
+from protocols.acme.star.offering import NO_STAR, StarOptions
 from protocols.acme.validation import USUAL_CHALLENGES, ValidationPolicy
 
 MAX_JWS = 131_072
@@ -53,6 +54,8 @@ class AcmeOptions:
     """Pending authorizations that one account asked for by themselves."""
     max_jws: int = MAX_JWS
     limits: Limits = NO_LIMITS
+    star: StarOptions = NO_STAR
+    """Which orders are renewed by the server itself (RFC 8739)."""
     chaos: Chaos | None = None
     """What tries the clients of staging profiles; None: nothing."""
     limits_help_url: str = ""

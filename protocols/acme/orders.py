@@ -1,10 +1,9 @@
 """Orders: from newOrder to the certificate (RFC 8555 section 7.4)."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from secrets import token_urlsafe
-from typing import Any
 
 from ca_server.core.bindings import decide_binding
 from ca_server.core.csr import ParsedCsr, parse_csr
@@ -45,6 +44,8 @@ from protocols.acme.periods import Periods
 from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource, Reuse
 from protocols.acme.problems import ErrorType, Problem, ProblemError
 from protocols.acme.renewal import Renewals
+from protocols.acme.star.offering import agree
+from protocols.acme.star.terms import AutoRenewal, Begun
 from protocols.acme.terms import has_agreed, must_agree
 from protocols.acme.urls import Urls
 from protocols.acme.validation import Validator
@@ -92,12 +93,12 @@ class Orders:
                 raise invalid_profile(error.detail, rule=error.rule) from None
             raise
         names = tuple(item.identifier for item in identifiers)
-        denials = await self._periods.denials(profile, wanted.notBefore, wanted.notAfter, exchange.now)
+        order_id = new_id()
+        denials, terms = await self._period(profile, order_id, wanted, exchange.now)
         if denials:
             await self._record_refusal(exchange, profile.name, names, denials[0])
             raise refusal(denials)
         replaced = await self._check_replaces(exchange, profile.name, names, wanted.replaces)
-        order_id = new_id()
         expires = exchange.now + self._options.order_lifetime
         order = Order(
             id=order_id,
@@ -113,6 +114,7 @@ class Orders:
             source=exchange.source,
             request_id=exchange.request_id,
             replaces=wanted.replaces,
+            auto_renewal=terms,
         )
         candidates = self._candidates(account, profile, identifiers, exchange.now, expires)
         event = exchange.event(
@@ -120,7 +122,7 @@ class Orders:
             object=f"acme-order:{order_id}",
             profile=profile.name,
             names=tuple(str(name) for name in names),
-            extra={} if wanted.replaces is None else {"replaces": wanted.replaces},
+            extra=_told(order),
         )
         draws = self._options.limits.new_order(order)
         if draws and await self._renews(order, replaced):
@@ -137,6 +139,19 @@ class Orders:
             raise ProblemError(Problem(ErrorType.ALREADY_REPLACED, detail, rule="acme.replaced")) from None
         exchange.nonce_used()
         return created
+
+    async def _period(
+        self, profile: Profile, order_id: str, wanted: NewOrder, now: datetime
+    ) -> tuple[tuple[Deny, ...], AutoRenewal | None]:
+        """Why no certificate can be valid as the order wants it, or the terms on which it is renewed; MALFORMED."""
+        if wanted.autoRenewal is None:
+            return await self._periods.denials(profile, wanted.notBefore, wanted.notAfter, now), None
+        if wanted.notBefore is not None or wanted.notAfter is not None:
+            raise CaError(ErrorKind.MALFORMED, "an order has auto-renewal, or notBefore and notAfter, not both")
+        agreed = agree(self._options.star, profile, order_id, wanted.autoRenewal, now)
+        if isinstance(agreed, AutoRenewal):
+            return await self._periods.uncovered(profile, None, agreed.end), agreed
+        return agreed, None
 
     async def authorize(self, exchange: Exchange) -> Authorization:
         """NewAuthz: one name by policy as for an order, authorized before there is any (RFC 8555 section 7.4.1).
@@ -354,20 +369,30 @@ class Orders:
             return await self._issuing.settled(order)
         if status is not OrderStatus.READY:
             raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
+        order, begun = await self._begun(order, exchange.now)
         await self._check(exchange, order, csr_der)
         draws = self._options.limits.certificate(order)
         if draws and order.replaces is not None:
             replaced = await self._renewals.find(parse_certid(order.replaces))
             draws = () if await self._renews(order, replaced) else draws
-        begun = await self._issuing.begin(order, csr_der, exchange.nonce, draws)
+        finalized = await self._issuing.begin(order, csr_der, exchange.nonce, draws, begun)
         exchange.nonce_used()
-        if begun is None:
+        if finalized is None:
             # Another finalize of this order came first.
-            begun = await self.find(exchange, order_id)
-            if begun.csr_der != csr_der:
-                status = begun.status_at(exchange.now)
+            finalized = await self.find(exchange, order_id)
+            if finalized.csr_der != csr_der:
+                status = finalized.status_at(exchange.now)
                 raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, f"the order is {status.value}"))
-        return await self._issuing.settled(begun)
+        return await self._issuing.settled(finalized)
+
+    async def _begun(self, order: Order, now: datetime) -> tuple[Order, Begun | None]:
+        """An auto-renewal order with the period of its first certificate, where it is finalized now."""
+        profile = await self._profiles.by_hash(order.profile_hash)
+        if order.auto_renewal is None or profile is None:
+            return order, None
+        begun = order.auto_renewal.begun(now, profile.validity.backdate)
+        finalized = replace(order, not_before=begun.not_before, not_after=begun.not_after, expires_at=begun.end)
+        return finalized, begun
 
     async def _check(self, exchange: Exchange, order: Order, csr_der: bytes) -> None:
         """Refuse now what the core would refuse later, so that the order stays ready for a better CSR."""
@@ -426,39 +451,10 @@ class Orders:
         await self._store.record([event], exchange.nonce)
         exchange.nonce_used()
 
-    # --- Rendering ------------------------------------------------------------------------------------------------
 
-    def render(self, order: Order, now: datetime) -> dict[str, Any]:
-        """The order object (RFC 8555 section 7.1.3)."""
-        status = order.status_at(now)
-        shown: dict[str, Any] = {
-            "status": status.value,
-            "expires": rfc3339(order.expires_at),
-            "identifiers": [_shown(item) for item in order.identifiers],
-            "authorizations": [self._urls.authorization(each) for each in order.authorization_ids],
-            "finalize": self._urls.finalize(order.id),
-            "profile": order.profile,
-        }
-        if order.not_before is not None:
-            shown["notBefore"] = rfc3339(order.not_before)
-        if order.not_after is not None:
-            shown["notAfter"] = rfc3339(order.not_after)
-        if order.replaces is not None:
-            shown["replaces"] = order.replaces
-        if order.error is not None:
-            shown["error"] = json.loads(order.error)
-        if status is OrderStatus.VALID:
-            shown["certificate"] = self._urls.certificate(order.id)
-        return shown
-
-
-def _shown(item: OrderIdentifier) -> dict[str, str]:
-    shown = {"type": item.identifier.type.value, "value": item.sent}
-    if item.ancestor is not None:
-        shown["ancestorDomain"] = item.ancestor.value
-    return shown
-
-
-def rfc3339(moment: datetime) -> str:
-    """A time as ACME writes it, in UTC and whole seconds."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _told(order: Order) -> dict[str, str]:
+    """What else is on record of a new order."""
+    told = {} if order.replaces is None else {"replaces": order.replaces}
+    if order.auto_renewal is not None:
+        told |= {name: str(value) for name, value in order.auto_renewal.shown().items()}
+    return told

@@ -25,7 +25,13 @@ class Periods:
         denials = decide_validity(profile, begin, end, now)
         if denials:
             return denials
-        # The core refuses it too, but an order that came so far would be lost.
+        return await self.uncovered(profile, begin, end)
+
+    async def uncovered(self, profile: Profile, begin: datetime | None, end: datetime | None) -> tuple[Deny, ...]:
+        """Why the issuer of a profile signs nothing that is valid so; the certificate under which it signs says.
+
+        The core refuses it too, but an order that came so far would be lost.
+        """
         der = await self._store.issuer_certificate(profile.issuer)
         if der is None:
             return ()

@@ -23,6 +23,7 @@ from ca_server.domain.profiles import Profile
 from ca_server.domain.rates import Draw
 from protocols.acme.caa.evaluation import CaaLookup
 from protocols.acme.model import Attempt, Authorization, Challenge, Order
+from protocols.acme.star.terms import Begun
 
 
 class NonceReplayedError(Exception):
@@ -328,8 +329,12 @@ class AcmeStore(Protocol):
         lessee: Lessee,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        begun: Begun | None = None,
     ) -> bool:
-        """Take a ready order to processing with its CSR; false where it is not ready (any more)."""
+        """Take a ready order to processing with its CSR; false where it is not ready (any more).
+
+        `begun`, of an auto-renewal order: its renewals begin, and it lives until its end-date.
+        """
 
     async def claim_orders(self, lessee: Lessee, limit: int, *, restarted: bool = False) -> tuple[Work, ...]:
         """Take over orders in processing without a certificate whose lease has run out; `restarted` as above."""

@@ -12,6 +12,7 @@ from ca_server.domain.names import Identifier, IdentifierType
 from protocols.acme.exchange import Exchange
 from protocols.acme.objects import RevokeCert, decode_payload
 from protocols.acme.ports import AcmeStore
+from protocols.acme.problems import ErrorType, Problem, ProblemError
 
 
 class Revocations:
@@ -28,6 +29,7 @@ class Revocations:
         record = await self._store.certificate_by_der(presented)
         if record is None:
             raise CaError(ErrorKind.NOT_FOUND, "this CA did not issue that certificate")
+        await self._check_revocable(record)
         reason = _reason(wanted.reason)
         how = await self._right(exchange, record)
         if how is None:
@@ -62,6 +64,15 @@ class Revocations:
                 presented_der=presented,
             )
         )
+
+    async def _check_revocable(self, record: CertificateRecord) -> None:
+        """RFC 8739 section 3.1.2: an auto-renewal order is canceled, its certificates expire; operators revoke them."""
+        if record.requester_protocol != Protocol.ACME.value:
+            return
+        order = await self._store.order(record.transaction_key)
+        if order is not None and order.auto_renewal is not None:
+            detail = "the certificate is of an auto-renewal order; cancel the order, or ask this CA's operators"
+            raise ProblemError(Problem(ErrorType.AUTO_RENEWAL_REVOCATION_NOT_SUPPORTED, detail, status=403))
 
     async def _right(self, exchange: Exchange, record: CertificateRecord) -> str | None:
         """By what right the request may revoke; None where it may not."""

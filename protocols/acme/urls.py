@@ -63,6 +63,14 @@ class Urls:
         """The certificate of an order with another chain."""
         return f"{self.base}/acme/certificate/{order_id}/{chain}"
 
+    def star_certificate(self, order_id: str) -> str:
+        """The newest certificate of an auto-renewal order."""
+        return f"{self.base}/acme/star-certificate/{order_id}"
+
+    def star_alternate(self, order_id: str, chain: str) -> str:
+        """The same with another chain."""
+        return f"{self.base}/acme/star-certificate/{order_id}/{chain}"
+
     def authorization(self, authorization_id: str) -> str:
         """An authorization."""
         return f"{self.base}/acme/authorization/{authorization_id}"

@@ -25,15 +25,19 @@ from protocols.acme.issuing import Issuing, retry_after
 from protocols.acme.jwk import JwsError
 from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.nonces import BadNonceError, NonceBook
-from protocols.acme.objects import ContactError, PayloadError
+from protocols.acme.objects import ContactError, OrderUpdate, PayloadError, decode_payload
 from protocols.acme.options import MAX_JWS, AcmeOptions
-from protocols.acme.orders import Orders, rfc3339
-from protocols.acme.ports import AcmeStore, NonceReplayedError, ProfileSource
+from protocols.acme.order_object import order_object, rfc3339
+from protocols.acme.orders import Orders
+from protocols.acme.ports import NonceReplayedError, ProfileSource
 from protocols.acme.problems import ErrorType, Problem, ProblemError, internal_problem, problem_of
 from protocols.acme.refusals import Refusals
 from protocols.acme.rendering import response as problem_response
 from protocols.acme.renewal import Renewals
 from protocols.acme.revocation import Revocations
+from protocols.acme.star.ports import FrontStore
+from protocols.acme.star.renewing import ObserveRenewal, Renewing
+from protocols.acme.star.serving import Serving
 from protocols.acme.urls import CHALLENGE_ID, ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
 from protocols.acme.validation import Resolver, validators
@@ -48,6 +52,7 @@ REFUSALS_SECONDS = 60.0
 PRUNE_LIMIT = 10_000
 FORGET_LIMIT = 200
 RETENTION_INTERVAL = timedelta(minutes=10)
+_CANCELED = OrderStatus.CANCELED.value
 RETRY_AFTER = "1"
 """Seconds until a client should look again at what is being worked on."""
 _BODY_ERRORS = (web.HTTPRequestEntityTooLarge,)
@@ -66,7 +71,7 @@ class AcmeFrontEnd:
         self,
         *,
         options: AcmeOptions,
-        store: AcmeStore,
+        store: FrontStore,
         core: CorePort,
         profiles: ProfileSource,
         events: EventFactory,
@@ -74,6 +79,7 @@ class AcmeFrontEnd:
         observe_validation: ObserveValidation = lambda _type, _outcome: None,
         observe_limit: Callable[[str], None] = lambda _limit: None,
         observe_caa: ObserveCaa = lambda _mode, _outcome: None,
+        observe_renewal: ObserveRenewal = lambda _outcome: None,
     ) -> None:
         holder = events.process
         checks = validators(options.validation, options.challenges)
@@ -104,6 +110,8 @@ class AcmeFrontEnd:
         )
         self._revocations = Revocations(store, core)
         self._chains = Chains(store, options.preferred_chains)
+        self._renewing = Renewing(options, store, core, caa, events, observe_renewal)
+        self._serving = Serving(store, self._chains, self._urls, events)
         self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
         """Owned by the task of the housekeeping."""
@@ -135,7 +143,7 @@ class AcmeFrontEnd:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._record_refusals_once()
-        await self._issuing.drain(DRAIN_SECONDS)
+        await asyncio.gather(self._issuing.drain(DRAIN_SECONDS), self._renewing.drain(DRAIN_SECONDS))
         await self._validating.stop()
 
     async def _keep_house(self) -> None:
@@ -146,6 +154,7 @@ class AcmeFrontEnd:
                 self._watch.check()
                 await self._issuing.resume(restarted=restarted)
                 await self._validating.resume(restarted=restarted)
+                await self._renewing.resume()
                 restarted = False
                 await self._forget()
             except CaError as error:
@@ -210,6 +219,9 @@ class AcmeFrontEnd:
         add("POST", f"/acme/challenge/{{id:{CHALLENGE_ID}}}", self._signed(self._challenge))
         add("POST", f"/acme/certificate/{which}", self._signed(self._certificate))
         add("POST", f"/acme/certificate/{which}/{{chain:{CHAIN}}}", self._signed(self._certificate))
+        for path in (f"/acme/star-certificate/{which}", f"/acme/star-certificate/{which}/{{chain:{CHAIN}}}"):
+            add("GET", path, self._guarded(self._public_star_certificate))
+            add("POST", path, self._signed(self._star_certificate))
         add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -311,6 +323,8 @@ class AcmeFrontEnd:
         if DNS_PERSIST in self._options.challenges:
             meta["issuerDomainNames"] = list(self._options.validation.issuer_domain_names)
             meta["accountHashPrefix"] = self._urls.account_hash_prefix()
+        if (star := self._options.star.meta(meta["profiles"])) is not None:
+            meta["auto-renewal"] = star
         if self._orders.authorizes_subdomains(profile):
             meta["subdomainAuthAllowed"] = True
         directory = {
@@ -406,14 +420,19 @@ class AcmeFrontEnd:
         return self._show_order(await self._orders.create(exchange), exchange.now, status=201)
 
     async def _order(self, request: web.Request, exchange: Exchange) -> web.Response:
-        return self._show_order(await self._orders.find(exchange, request.match_info["id"]), exchange.now)
+        order = await self._orders.find(exchange, request.match_info["id"])
+        if not exchange.is_post_as_get and decode_payload(OrderUpdate, exchange.payload).status == _CANCELED:
+            order = await self._serving.cancel(exchange, order)
+        return self._show_order(order, exchange.now)
 
     async def _finalize(self, request: web.Request, exchange: Exchange) -> web.Response:
         order = await self._orders.finalize(exchange, request.match_info["id"])
         return self._show_order(order, exchange.now)
 
     def _show_order(self, order: Order, now: datetime, status: int = 200) -> web.Response:
-        answer = _json(self._orders.render(order, now), status=status, headers={"Location": self._urls.order(order.id)})
+        answer = _json(
+            order_object(order, now, self._urls), status=status, headers={"Location": self._urls.order(order.id)}
+        )
         if order.status_at(now) is OrderStatus.PROCESSING:
             answer.headers["Retry-After"] = str(retry_after(order, datetime.now(UTC)))
         return answer
@@ -457,6 +476,14 @@ class AcmeFrontEnd:
             if other != name:
                 answer.headers.add("Link", f'<{self._urls.alternate(order.id, other)}>;rel="alternate"')
         return answer
+
+    async def _star_certificate(self, request: web.Request, exchange: Exchange) -> web.Response:
+        where = request.match_info
+        return await self._serving.certificate(where["id"], exchange.own_account, where.get("chain"))
+
+    async def _public_star_certificate(self, request: web.Request) -> web.Response:
+        """GET, for whoever knows the URL, where the order allows it (RFC 8739 section 3.4)."""
+        return await self._serving.certificate(request.match_info["id"], None, request.match_info.get("chain"))
 
     async def _revoke(self, _request: web.Request, exchange: Exchange) -> web.Response:
         await self._revocations.revoke(exchange)

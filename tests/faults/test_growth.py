@@ -28,6 +28,7 @@ GROWING = frozenset(
         "acme_nonces",
         "acme_order_links",
         "acme_orders",
+        "acme_star",
         "audit_events",
         "audit_leaves",
         "certificate_names",

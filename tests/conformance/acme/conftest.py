@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 from sqlalchemy import Connection, text
 
+from ca_server.core.admission import Admission, Ages
 from ca_server.core.audit import EventFactory
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.issuance import Issuance
@@ -459,6 +460,12 @@ class World:
         self.observed: list[tuple[str, str]] = []
         self.limited: list[str] = []
         self.caa: list[tuple[str, str]] = []
+        self.renewals: list[str] = []
+        self.later = timedelta(0)
+
+    def clock(self) -> datetime:
+        """The time of the core, and of renewals: `later` than it is."""
+        return datetime.now(UTC) + self.later
 
     def events(self, process: str) -> EventFactory:
         return EventFactory(node="node", process=process, software="test", configuration="test")
@@ -521,12 +528,17 @@ class World:
             issuance=Issuance(
                 store=issuance_store,
                 audit=audit,
-                issuers=registry,
-                profiles=self.profiles,
+                admission=Admission(
+                    store=issuance_store,
+                    issuers=registry,
+                    profiles=self.profiles,
+                    bound_key=SqlEabStore(database).bound_key,
+                    ages=Ages(auto_renewal=timedelta(days=365)),
+                ),
                 linter=linter,
                 events=events,
                 fence=lambda: fence,
-                bound_key=SqlEabStore(database).bound_key,
+                clock=self.clock,
             ),
             revocation=Revocation(
                 certificates=issuance_store,
@@ -554,7 +566,7 @@ class World:
         await self.profiles.put_in_force(profiles, self.events("core"))
 
     def make_front(self, options: AcmeOptions | None = None, process: str = "front-1") -> AcmeFrontEnd:
-        return AcmeFrontEnd(
+        front = AcmeFrontEnd(
             options=options or self.options,
             store=SqlAcmeStore(self.database),
             core=self.core,  # type: ignore[arg-type]
@@ -564,7 +576,10 @@ class World:
             observe_validation=lambda kind, outcome: self.observed.append((kind, outcome)),
             observe_limit=self.limited.append,
             observe_caa=lambda mode, outcome: self.caa.append((mode, outcome)),
+            observe_renewal=self.renewals.append,
         )
+        front._renewing._clock = front._serving._clock = self.clock
+        return front
 
     async def serve(self, options: AcmeOptions | None = None, process: str = "front-1") -> None:
         """Serve (from now on) with a new front-end; the one before goes on in the background."""

@@ -144,12 +144,13 @@ async def test_a_blocked_key_is_denied(world, ask, csr):
 async def test_what_the_core_alone_denies(world, ask):
     """Here: a profile that was withdrawn between the front's look and the core's."""
     client = await world.client()
-    issue = world.core.issuance._profiles
-    world.core.issuance._profiles = type(issue)(issue._store, {})
+    admission = world.core.issuance._admission
+    standing = admission._profiles
+    admission._profiles = type(standing)(standing._store, {})
     try:
         assert denial(await ask(client, "a.test"))[::2] == ("certificate", "profile.unknown")
     finally:
-        world.core.issuance._profiles = issue
+        admission._profiles = standing
 
 
 @ONE_DATABASE

@@ -23,6 +23,7 @@ from cryptography.x509 import ocsp
 from sqlalchemy import Connection, text
 from yarl import URL
 
+from ca_server.core.admission import Admission, Ages
 from ca_server.core.audit import EventFactory
 from ca_server.core.crl import CrlPublisher, CrlSchedule
 from ca_server.core.der import encode, encode_oid
@@ -206,8 +207,7 @@ class World:
         self.issuance = Issuance(
             store=self.certificates,
             audit=self.audit,
-            issuers=self.registry,
-            profiles=profiles,
+            admission=Admission(store=self.certificates, issuers=self.registry, profiles=profiles, ages=Ages()),
             linter=linter,
             events=self.events(),
             fence=lambda: self.fence,

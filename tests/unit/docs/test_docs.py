@@ -128,7 +128,7 @@ def template_keys() -> Iterator[str]:
     """Keys of the template, commented out or not, by section; names of sections replaced as in the reference."""
     section = ""
     for line in CONFIGURATION.read_text("utf-8").splitlines():
-        if header := re.fullmatch(r"\[([a-z.]+)\]", line):
+        if header := re.fullmatch(r"\[([a-z_.]+)\]", line):
             section = re.sub(r"^(listeners|issuers)\..*", r"\1.NAME", header[1])
         elif key := re.match(r"(?:# )?([a-z0-9_]+) = ", line):
             yield f"{section}.{key[1]}"
