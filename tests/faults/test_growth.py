@@ -1,15 +1,17 @@
 """What a server does at its start and ever after costs the same with a million certificates as with none."""
 
 import sqlite3
+import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from interoplib.acme import AcmeClient
+from interoplib.acme import AcmeClient, Order, make_csr
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.server import Server
 
@@ -46,6 +48,7 @@ RATES = tuple(
     for field in msgspec.structs.fields(AcmeLimitSettings)
     if "_prefix" not in field.name and field.name != "help_url"
 )
+RENEWED = ("acme.auto_renewal.profiles=default", "acme.auto_renewal.min_lifetime=600")
 
 
 def test_no_statement_reads_a_whole_table_that_grows(
@@ -58,8 +61,11 @@ def test_no_statement_reads_a_whole_table_that_grows(
     notes = open_folder("statements")
     notes.chmod(0o777)
     server = Server(
-        ca_server_command, open_folder("growth"), (*surroundings.settings, *RATES, "acme.caa_identities=ca.test")
+        ca_server_command,
+        open_folder("growth"),
+        (*surroundings.settings, *RATES, *RENEWED, "acme.caa_identities=ca.test"),
     )
+    rolling: tuple[str, int] | None = None
     server.init()
     profile = server.home / "profiles" / "default.toml"
     profile.write_text('caa = "enforce"\n' + profile.read_text())
@@ -79,6 +85,9 @@ def test_no_statement_reads_a_whole_table_that_grows(
         bound, kid = customer.bound_by(server, "--names", "*.growth.test", "--quota", "9 live", "--quota", "9 per 1d")
         bound.certificate(tmp_path, "bound.growth.test")
         server.cli("eab", "disable", kid, "--and-accounts")
+        if rolling is not None:
+            wait_for_renewal(customer.client, *rolling)
+        rolling = order_renewed(customer.client)
         customer.client.change_key(ec.generate_private_key(ec.SECP256R1()))
         assert server.stop() == 0, server.log_tail()
     statements = {line for file in notes.iterdir() for line in file.read_text().splitlines()}
@@ -99,6 +108,38 @@ def renew_early(client: AcmeClient, leaf: x509.Certificate) -> None:
     names = [{"type": "dns", "value": "growth.test"}]
     order = client.post(client.directory["newOrder"], {"identifiers": names, "replaces": str(certid_of(leaf))})
     assert order.status == 201
+
+
+def order_renewed(client: AcmeClient) -> tuple[str, int]:
+    """Make an order whose second certificate is due at once, and one that is canceled.
+
+    Returns where the first one's newest certificate is had, and the serial number of the one that it has now.
+    """
+    end = datetime.now(UTC) + timedelta(hours=1)
+    terms = {
+        "end-date": end.isoformat(),
+        "lifetime": 600,
+        "lifetime-adjust": 600,
+        "allow-certificate-get": True,
+    }
+    wanted = {"identifiers": [{"type": "dns", "value": "growth.test"}], "auto-renewal": terms}
+    orders = []
+    for _ in range(2):
+        made = client.post(client.directory["newOrder"], wanted)
+        order = client.finalize(Order(made.headers["location"], made.json), make_csr("growth.test"))
+        assert client.wait_for_order(order).status == "valid"
+        orders.append(order)
+    assert client.post(orders[1].url, {"status": "canceled"}).json["status"] == "canceled"
+    url = str(orders[0].body["star-certificate"])
+    return url, x509.load_pem_x509_certificates(client.post(url, None).body)[0].serial_number
+
+
+def wait_for_renewal(client: AcmeClient, url: str, first: int) -> None:
+    """Wait until the order of the run before has another certificate: it is taken up at the start, at the latest."""
+    deadline = time.monotonic() + 20
+    while x509.load_pem_x509_certificates(client._send(urllib.request.Request(url)).body)[0].serial_number == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def is_whole_table(step: str) -> bool:
