@@ -387,8 +387,10 @@ class Orders:
 
     async def _begun(self, order: Order, now: datetime) -> tuple[Order, Begun | None]:
         """An auto-renewal order with the period of its first certificate, where it is finalized now."""
+        if order.auto_renewal is None:
+            return order, None
         profile = await self._profiles.by_hash(order.profile_hash)
-        if order.auto_renewal is None or profile is None:
+        if profile is None:
             return order, None
         begun = order.auto_renewal.begun(now, profile.validity.backdate)
         finalized = replace(order, not_before=begun.not_before, not_after=begun.not_after, expires_at=begun.end)

@@ -12,12 +12,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from ca_server.cli.acme_described import order_description
 from ca_server.domain.certificates import RevocationReason, RevocationRequest, serial_text
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import parse_rate
 from ca_server.store.acme import SqlAcmeStore
+from ca_server.store.acme_records import OrderSearch, SqlAcmeRecords
 from ca_server.store.acme_retention import expired_orders, forget_orders
 from protocols.acme.limits import Limits
+from protocols.acme.model import OrderStatus
 from protocols.acme.ports import Lessee
 from protocols.acme.star.offering import StarOptions
 
@@ -392,7 +395,8 @@ async def test_the_quota_of_an_external_account_key_has_room_for_renewals(world,
     assert (await client.order("b.test")).problem == "rateLimited"
     for number in (1, 2):
         assert await renew(world, LIFETIME * (number - 0.4)) == 1
-    # The one before has expired: the place is still the order's.
+    # The one before has expired, and the key is good for nothing new any more.
+    await world.execute("UPDATE eab_keys SET live = 0")
     assert await renew(world, LIFETIME * 4.2) == 1
     assert [row[0] for row in await issued_certificates(world)] == [0, 1, 2, 4]
     assert world.renewals == ["renewed"] * 3
@@ -418,8 +422,27 @@ async def test_an_order_is_canceled(world, star, issued):
     assert len(await issued_certificates(world)) == 1
     again = await client.post(order.headers["Location"], {"status": "canceled"})
     assert (again.status, again.problem) == (400, "autoRenewalCancellationInvalid")
+    order_id = order.headers["Location"].rpartition("/")[2]
     (event,) = await world.audit("order.canceled")
-    assert event["object"] == f"acme-order:{order.headers['Location'].rpartition('/')[2]}"
+    assert event["object"] == f"acme-order:{order_id}"
+    records = SqlAcmeRecords(world.database, "default")
+    page = await records.orders(OrderSearch(status=OrderStatus.CANCELED), datetime.now(UTC), 10, None)
+    assert [line.order.id for line in page.lines] == [order_id]
+
+
+async def test_an_operator_sees_where_renewals_stand(world, star, issued, profiles):
+    client, order = await issued(allow_certificate_get=True)
+    assert await renew(world, LIFETIME * 0.6) == 1
+    await world.put_in_force(profiles | {"default": profiles["short"].replace('"1d"', '"90d"')})
+    assert await renew(world, LIFETIME * 1.6) == 1
+    record = await SqlAcmeRecords(world.database, "default").order(order.headers["Location"].rpartition("/")[2])
+    told = order_description(record, None, (), world.clock())
+    leaf = await newest(client, order)
+    assert told["auto_renewal"]["newest_serial"] == serial_text(leaf.serial_number)
+    assert told["auto_renewal"]["newest_ends_at"] == leaf.not_valid_after_utc
+    assert (told["auto_renewal"]["renewals"], told["auto_renewal"]["failures"]) == (1, 1)
+    assert told["auto_renewal"]["next_look_at"] > world.clock()
+    assert (told["status"], told["error"]["rule"]) == ("valid", "names.dns")
 
 
 async def test_orders_that_can_not_be_canceled(world, star):
