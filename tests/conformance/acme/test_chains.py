@@ -16,6 +16,7 @@ from ca_server.store.issuers import SqlIssuerStore
 from ca_server.store.tables import ca_certificates
 from protocols.acme.chains import FRESH_SECONDS
 
+ONE_DATABASE = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 PEM = "application/pem-certificate-chain"
 
 
@@ -63,6 +64,7 @@ async def roots(client, url):
     return found
 
 
+@ONE_DATABASE
 async def test_fact_22_without_another_chain_there_is_no_link(order):
     assert await roots(*order) == ["CN=Test root CA"]
 
@@ -77,6 +79,7 @@ async def test_fact_22_an_issuer_that_another_ca_signed_too(world, order, standi
     assert await roots(*order) == ["CN=Test root CA", "CN=Other Root"]
 
 
+@ONE_DATABASE
 async def test_fact_22_a_root_that_another_ca_signed_too(world, order, standing, take_in):
     """The chains of all that is below the root have it; its own root has become an intermediate in them."""
     other = OtherCa("Old Root")
@@ -89,6 +92,7 @@ async def test_fact_22_a_root_that_another_ca_signed_too(world, order, standing,
     assert [each.subject.rfc4514_string() for each in chain[1:]] == ["CN=Test issuing CA", "CN=Test root CA"]
 
 
+@ONE_DATABASE
 async def test_fact_22_a_root_that_was_renewed_is_no_other_chain(world, order, standing, take_in):
     """The root is left out, and so the chain is the same."""
     certificate = x509.load_der_x509_certificate(standing["root"])
@@ -100,6 +104,7 @@ async def test_fact_22_a_root_that_was_renewed_is_no_other_chain(world, order, s
     assert await roots(*order) == ["CN=Test root CA"]
 
 
+@ONE_DATABASE
 async def test_an_issuer_that_our_own_root_signed_again(world, order, standing, take_in):
     """What is above is known: the file has the certificate alone."""
     again = OtherCa("Test root CA", world.keys["root-1"].private)
@@ -109,6 +114,7 @@ async def test_an_issuer_that_our_own_root_signed_again(world, order, standing, 
     assert await roots(*order) == ["CN=Test root CA", "CN=Test root CA"]
 
 
+@ONE_DATABASE
 async def test_the_default_chain_is_the_operators_choice(world, order, standing, take_in):
     for name in ("Older Root", "Other Root"):
         other = OtherCa(name)
@@ -124,6 +130,7 @@ async def test_the_default_chain_is_the_operators_choice(world, order, standing,
     assert found[1:] == ["CN=Other Root", "CN=Older Root"], "newer ones first"
 
 
+@ONE_DATABASE
 async def test_what_has_expired_is_no_chain(world, order, standing, take_in):
     other = OtherCa("Other Root")
     await take_in("issuing", other.cross_sign(standing["issuing"]), other.root)
@@ -139,6 +146,7 @@ async def test_what_has_expired_is_no_chain(world, order, standing, take_in):
     assert (gone.status, gone.problem) == (404, "malformed")
 
 
+@ONE_DATABASE
 async def test_an_import_shows_soon_and_costs_no_look_at_each_download(world, order, standing, take_in, monkeypatch):
     reads, store, clock = [], world.front._store, [0.0]
     read = store.ca_certificates
@@ -159,6 +167,7 @@ async def test_an_import_shows_soon_and_costs_no_look_at_each_download(world, or
     assert len(reads) == 2
 
 
+@ONE_DATABASE
 async def test_the_certificate_of_another_account(world, order, standing, take_in):
     other = OtherCa("Other Root")
     await take_in("issuing", other.cross_sign(standing["issuing"]), other.root)
@@ -170,6 +179,7 @@ async def test_the_certificate_of_another_account(world, order, standing, take_i
         assert (await stranger.post(each)).status == 404
 
 
+@ONE_DATABASE
 async def test_what_is_below_and_what_certificates_point_at_stays(world, order, standing, take_in, csr):
     other = OtherCa("Other Root")
     await take_in("issuing", other.cross_sign(standing["issuing"], end=timedelta(days=1)), other.root)
@@ -196,6 +206,7 @@ FAULTS = {
 }
 
 
+@ONE_DATABASE
 async def test_certificates_that_are_not_taken_in(world, standing, take_in):
     for changes, said in FAULTS.values():
         with pytest.raises(CaError, match=said) as refused:
@@ -205,6 +216,7 @@ async def test_certificates_that_are_not_taken_in(world, standing, take_in):
     assert await world.audit("issuer.certificate-imported") == []
 
 
+@ONE_DATABASE
 async def test_what_is_above_leads_to_a_root(world, standing, take_in):
     middle, lower = OtherCa("Middle"), OtherCa("Lower")
     key = middle.key.public_key()
@@ -231,6 +243,7 @@ async def test_what_is_above_leads_to_a_root(world, standing, take_in):
     await take_in("issuing", middle.cross_sign(standing["issuing"]), above, OTHER.root)
 
 
+@ONE_DATABASE
 async def test_a_signature_with_a_broken_hash(standing, take_in):
     other = OtherCa("Other Root", rsa.generate_private_key(65537, 2048))
     certificate = der(other.cross_sign(standing["issuing"]))

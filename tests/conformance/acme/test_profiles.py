@@ -2,6 +2,7 @@
 
 import pytest
 
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 OFFERED = {"default", "short", "holdable", "held"}
 
 

@@ -24,6 +24,7 @@ from protocols.acme.model import OrderStatus
 from protocols.acme.ports import Lessee
 from protocols.acme.star.offering import StarOptions
 
+ONE_DATABASE = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 DAY = timedelta(days=1)
 LIFETIME = timedelta(days=4)
 OFFERED = StarOptions(frozenset({"default"}), DAY, timedelta(days=400), allow_get=True)
@@ -98,6 +99,7 @@ async def state(world):
 # --- Section 3.2: what the directory tells -------------------------------------------------------------------------
 
 
+@ONE_DATABASE
 async def test_the_directory_tells_where_it_is_offered(world, external):
     async def told(path=""):
         return (await world.send("GET", f"{external}/acme{path}/directory")).json["meta"].get("auto-renewal")
@@ -127,6 +129,7 @@ async def test_an_order_has_a_rolling_certificate(world, star, issued):
     assert (event["extra"]["lifetime"], event["extra"]["end-date"]) == ("345600", agreed["end-date"])
 
 
+@ONE_DATABASE
 async def test_the_first_certificate(world, star, issued):
     client, order = await issued()
     leaf = await newest(client, order)
@@ -135,6 +138,7 @@ async def test_the_first_certificate(world, star, issued):
     assert now - timedelta(hours=1, minutes=1) < leaf.not_valid_before_utc <= now, "as any certificate of the profile"
 
 
+@ONE_DATABASE
 async def test_a_start_in_the_future(world, star, issued):
     start = (datetime.now(UTC) + timedelta(hours=20)).replace(microsecond=0)
     client, order = await issued(start_date=start.isoformat(), lifetime_adjust=300_000)
@@ -163,6 +167,7 @@ REFUSED = {
 }
 
 
+@ONE_DATABASE
 async def test_orders_that_are_refused(world, star):
     client = await world.client()
     for fault, (changes, problem) in REFUSED.items():
@@ -180,6 +185,7 @@ async def test_orders_that_are_refused(world, star):
     assert rules == {"acme.auto_renewal", "validity.issuer"}
 
 
+@ONE_DATABASE
 async def test_without_auto_renewal_nothing_is_noted(world, star):
     world.resolve("a.test")
     client = await world.client()
@@ -192,6 +198,7 @@ async def test_without_auto_renewal_nothing_is_noted(world, star):
 # --- Section 3.3: fetching -------------------------------------------------------------------------------------------
 
 
+@ONE_DATABASE
 async def test_the_certificate_is_had_without_an_account_where_the_order_says_so(world, star, issued):
     client, order = await issued(allow_certificate_get=True)
     url = order.json["star-certificate"]
@@ -212,6 +219,7 @@ async def test_the_certificate_is_had_without_an_account_where_the_order_says_so
     assert (await world.send("GET", url)).headers["Cache-Control"] == "public, max-age=10", "the next is late"
 
 
+@ONE_DATABASE
 async def test_who_gets_the_certificate(world, star, issued):
     client, order = await issued()
     url = order.json["star-certificate"]
@@ -229,6 +237,7 @@ async def test_who_gets_the_certificate(world, star, issued):
     assert (await world.send("GET", where)).problem == "orderNotReady"
 
 
+@ONE_DATABASE
 async def test_the_operator_may_allow_no_get(world, star, issued):
     await world.serve(replace(world.options, star=replace(OFFERED, allow_get=False)))
     _, order = await issued(allow_certificate_get=True)
@@ -285,6 +294,7 @@ async def test_renewals_go_on_when_authorizations_have_expired_and_take_nothing_
     assert world.limited == []
 
 
+@ONE_DATABASE
 async def test_an_outage_is_not_made_up_for(world, star, issued):
     client, order = await issued()
     assert await renew(world, LIFETIME * 3.55) == 1
@@ -294,6 +304,7 @@ async def test_an_outage_is_not_made_up_for(world, star, issued):
     assert leaf.not_valid_before_utc <= world.clock() < leaf.not_valid_after_utc
 
 
+@ONE_DATABASE
 async def test_a_certificate_that_could_not_be_renewed_in_time_is_not_given_out(world, star, issued):
     client, order = await issued()
     world.later = LIFETIME * 1.1
@@ -368,6 +379,7 @@ async def test_policy_is_asked_each_time(world, star, issued, profiles):
     assert (await state(world))[1] == 0
 
 
+@ONE_DATABASE
 async def test_a_renewal_is_by_the_profile_as_it_now_stands(world, star, issued, profiles):
     client, order = await issued()
     changed = profiles["default"].replace('["server_auth"]', '["client_auth"]')
@@ -378,6 +390,7 @@ async def test_a_renewal_is_by_the_profile_as_it_now_stands(world, star, issued,
     assert list(usage) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
+@ONE_DATABASE
 async def test_a_blocked_key_is_not_certified_again(world, star, issued):
 
     key = ec.generate_private_key(ec.SECP256R1())
@@ -445,6 +458,7 @@ async def test_an_operator_sees_where_renewals_stand(world, star, issued, profil
     assert (told["status"], told["error"]["rule"]) == ("valid", "names.dns")
 
 
+@ONE_DATABASE
 async def test_orders_that_can_not_be_canceled(world, star):
     world.resolve("a.test")
     client = await world.client()
@@ -537,6 +551,7 @@ async def test_an_order_whose_first_certificate_is_late_is_renewed_after_it(worl
     assert [row[0] for row in await issued_certificates(world)] == [0, 1]
 
 
+@ONE_DATABASE
 async def test_an_order_that_failed_is_not_looked_at_again(world, star, csr, profiles):
     world.resolve("a.test")
     client = await world.client()
@@ -564,6 +579,7 @@ async def test_an_order_that_ended_is_forgotten_and_none_that_lives(world, star,
 # --- What the core believes -------------------------------------------------------------------------------------------
 
 
+@ONE_DATABASE
 async def test_a_front_that_lies_gets_no_renewal(world, star, issued, csr):
     await issued()
     request = world.core.asked[-1]
@@ -587,6 +603,7 @@ async def test_a_front_that_lies_gets_no_renewal(world, star, issued, csr):
     assert refused.value.rule == "names.evidence", "fresh when the first certificate was issued, or never"
 
 
+@ONE_DATABASE
 async def test_a_core_that_renews_nothing(world, star, issued):
     client, order = await issued()
     admission = world.core.issuance._admission
