@@ -106,9 +106,9 @@ class ParsedCsr:
 def parse_csr(csr_der: bytes, *, max_size: int = MAX_CSR) -> ParsedCsr:
     """Parse and verify a DER CertificationRequest.
 
-    BAD_CSR for anything but one well-formed version 1 request (or one that says it is version 3) with a valid signature by an algorithm that is not
-    broken, attributes and extensions at most once, and names of the kinds that certificates here carry;
-    BAD_PUBLIC_KEY for a key that can't be read, of another type, or beyond 8192 bits.
+    BAD_CSR for anything but one well-formed version 1 request (or one that says it is version 3) with a valid signature
+    by an algorithm that is not broken, attributes and extensions at most once, and names of the kinds that certificates
+    here carry; BAD_PUBLIC_KEY for a key that can't be read, of another type, or beyond 8192 bits.
     """
     if len(csr_der) > max_size:
         _refuse(f"the CSR is larger than {max_size} octets", "csr.size")
