@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ca_server.bootstrap import metrics
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home, Settings
+from ca_server.store.acme_records import SqlAcmeRecords
 from ca_server.store.audit import SqlAuditStore
 from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
@@ -15,6 +16,7 @@ from ca_server.store.incidents import SqlIncidentStore
 from ca_server.store.inventory import SqlInventory
 from ca_server.store.issuance import SqlIssuanceStore
 from ca_server.store.issuers import SqlIssuerStore
+from ca_server.store.limits import SqlLimitStore
 from ca_server.store.migrate import migrate, schema_state
 from ca_server.store.profiles import SqlProfileStore
 from ca_server.store.revocation import SqlRevocationStore
@@ -35,6 +37,8 @@ class Stores:
     audit: SqlAuditStore
     inventory: SqlInventory
     incidents: SqlIncidentStore
+    acme: SqlAcmeRecords
+    limits: SqlLimitStore
 
 
 def database_url(home: Home, settings: Settings) -> str:
@@ -102,6 +106,8 @@ async def open_stores(home: Home, settings: Settings, *, as_front: bool = False)
             audit=SqlAuditStore(database),
             inventory=SqlInventory(database),
             incidents=SqlIncidentStore(database),
+            acme=SqlAcmeRecords(database, settings.server.tenant),
+            limits=SqlLimitStore(database),
         )
     finally:
         await database.close()

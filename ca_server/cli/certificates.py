@@ -76,6 +76,7 @@ def summary(record: CertificateRecord) -> dict[str, Any]:
         "not_after": record.not_after,
         "issued_at": record.issued_at,
         "requester": f"{record.requester_protocol}:{record.requester_id}",
+        "owner": record.owner,
         "transaction": record.transaction_key,
         "spki_sha256": record.spki_sha256.hex(),
         "revoked_at": record.revoked_at,

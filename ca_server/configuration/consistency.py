@@ -11,6 +11,7 @@ from ca_server.domain.syslog import SyslogAddress
 from ca_server.settings import Settings
 
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+asyncpg")
+MAX_ISSUER_DOMAIN_NAMES = 10
 _DATABASES = ("sqlite", "sqlite+aiosqlite", *_POSTGRESQL)
 
 
@@ -27,6 +28,7 @@ def check_consistency(settings: Settings) -> Mistake | None:
                 _urls,
                 _roles,
                 _domains,
+                _challenges,
                 _issuers,
                 _syslog,
                 _limits,
@@ -178,21 +180,32 @@ def _is_base_url(url: str) -> bool:
 
 
 def _domains(settings: Settings) -> Iterator[Mistake]:
-    for key, domains in (
-        ("policy.extra_domains", settings.policy.extra_domains),
-        ("acme.caa_identities", settings.acme.caa_identities),
+    for key, domains, prefix in (
+        ("policy.extra_domains", settings.policy.extra_domains, "."),
+        ("acme.caa_identities", settings.acme.caa_identities, ""),
     ):
         for domain in domains:
             try:
-                dns_identifier(domain.removeprefix("."), wildcard=False)
+                dns_identifier(domain.removeprefix(prefix), wildcard=False)
             except InvalidNameError as error:
                 yield Mistake(key, domain, f"write a domain such as corp.example ({error})")
+
+
+def _challenges(settings: Settings) -> Iterator[Mistake]:
+    """draft-ietf-acme-dns-persist-02 section 3.1: one to ten names of this CA."""
+    number = len(settings.acme.caa_identities)
+    if "dns-persist-01" in settings.acme.challenges and not 1 <= number <= MAX_ISSUER_DOMAIN_NAMES:
+        remedy = f"dns-persist-01 needs 1 to {MAX_ISSUER_DOMAIN_NAMES} names in acme.caa_identities"
+        yield Mistake("acme.challenges", settings.acme.challenges, remedy)
 
 
 def _issuers(settings: Settings) -> Iterator[Mistake]:
     for name, issuer in settings.issuers.items():
         if issuer.parent and issuer.parent not in settings.issuers:
             yield Mistake(f"issuers.{name}.parent", issuer.parent, "name an issuer of this file, or leave it out")
+        elif issuer.parent and issuer.staging is not settings.issuers[issuer.parent].staging:
+            kind = "a staging issuer" if issuer.staging else "no staging issuer"
+            yield Mistake(f"issuers.{name}.parent", issuer.parent, f"{name} is {kind}, its parent must be the same")
         seen = {name}
         ancestor = issuer.parent
         while ancestor:

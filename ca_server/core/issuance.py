@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -11,17 +11,19 @@ from secrets import token_bytes
 import structlog
 
 from ca_server.core.audit import EventFactory
+from ca_server.core.bindings import decide_binding
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.der import assemble
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
 from ca_server.core.keycheck import check_key
-from ca_server.core.lint import Linter, LintError
-from ca_server.core.policy import decide, refusal, unproven_identifier
-from ca_server.core.ports import AuditStore, IssuanceStore
+from ca_server.core.lint import LintedTbs, Linter, LintError
+from ca_server.core.policy import decide, refusal, unattested_key, unchecked_caa, unproven_identifier
+from ca_server.core.ports import NO_CLAIM, AuditStore, EabClaim, IssuanceStore
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.signing import sign_verified
 from ca_server.core.tbs import TbsPlan, build_tbs, leaf_plan, new_serial
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
+from ca_server.domain.bindings import QUOTA_RULES, EabKey
 from ca_server.domain.certificates import CertificateRecord, IssuedCertificate, IssuerKind, serial_text
 from ca_server.domain.enrollment import (
     Deny,
@@ -35,6 +37,7 @@ from ca_server.domain.enrollment import (
 )
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
+from ca_server.domain.profile_rules import CaaMode
 from ca_server.domain.profiles import Profile
 
 _log = structlog.get_logger()
@@ -55,6 +58,9 @@ _HELD_REMEMBERED = 10_000
 ObserveStage = Callable[[str, float], None]
 """Called with a stage's name and its seconds."""
 
+BoundKey = Callable[[str], Awaitable[EabKey | None]]
+"""Finds the external account key that an account is said to be bound by."""
+
 ObserveOutcome = Callable[[str, str, str], None]
 """Called with protocol, profile and outcome of each request."""
 
@@ -67,13 +73,42 @@ class _Admitted:
     csr: ParsedCsr
     profile: Profile
     issuer: ActiveIssuer
+    needs_caa: bool
+    """Whether the profile, as it was pinned or as it now stands, signs no DNS name without a check of CAA."""
+    eab_key: EabKey | None
+
+    @property
+    def claim(self) -> EabClaim:
+        """What the reservation is to hold against what is known of the account."""
+        key = self.eab_key
+        if key is None:
+            return NO_CLAIM
+        return EabClaim(key.kid, tuple(map(str, self.request.identifiers)))
+
+
+async def _no_key(_kid: str) -> EabKey | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What would be signed for a request, and by which issuer."""
+
+    issuer: str
+    profile_hash: str
+    subject: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    tbs_der: bytes
+    """The TBSCertificate as it was linted."""
 
 
 class Issuance:
     """Owns the pipeline. `_running` has the one task that works on an enrollment in this process.
 
     `_held` remembers which enrollments are on record as held: asking again is no news. `evidence_lifetime` is how old
-    the validation of a name may be that a front-end claims.
+    the validation of a name may be that a front-end claims, `caa_lifetime` how old its check of CAA records.
     """
 
     def __init__(
@@ -86,7 +121,9 @@ class Issuance:
         linter: Linter,
         events: EventFactory,
         fence: Callable[[], Fence],
+        bound_key: BoundKey = _no_key,
         evidence_lifetime: timedelta = timedelta(days=37),
+        caa_lifetime: timedelta = timedelta(hours=9),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Callable[[int], bytes] = token_bytes,
         observe_stage: ObserveStage = lambda _stage, _seconds: None,
@@ -99,7 +136,9 @@ class Issuance:
         self._linter = linter
         self._events = events
         self._fence = fence
+        self._bound_key = bound_key
         self._evidence_lifetime = evidence_lifetime
+        self._caa_lifetime = caa_lifetime
         self._clock = clock
         self._random = random
         self._observe_stage = observe_stage
@@ -143,7 +182,7 @@ class Issuance:
         try:
             certificate = await self._issue(request)
         except CaError as error:
-            if error.kind in REFUSALS:
+            if _is_refusal(error):
                 outcome = "denied"
             elif error.kind is ErrorKind.PENDING_APPROVAL:
                 outcome = "held"
@@ -155,18 +194,11 @@ class Issuance:
             self._observe_outcome(request.requester.protocol.value, request.profile, outcome)
 
     async def _issue(self, request: EnrollmentRequest) -> IssuedCertificate:
-        # 1. Decide; the serial number is drawn with the plan of what will be signed.
-        started = time.perf_counter()
         now = self._clock()
         serial = new_serial(self._random(20))
         try:
-            admitted = await self._decide(request, now)
-            plan = self._plan(admitted, serial, now)
-            started = self._stage("decide", started)
-            # 2. Build the TBSCertificate, lint it.
-            unlinted = build_tbs(plan)
-            started = self._stage("build", started)
-            linted = await self._linter.lint(unlinted, plan, admitted.profile)
+            # 1. and 2. Decide; build the TBSCertificate, lint it.
+            admitted, plan, linted = await self._prepare(request, serial, now)
         except CaError as error:
             # A retry finds what stands, whatever policy says by now.
             if (found := await self._standing(request)) is not None:
@@ -174,7 +206,7 @@ class Issuance:
             await self._record_refusal(request, error)
             raise
         tbs = linted.take()
-        started = self._stage("lint", started)
+        started = time.perf_counter()
         # 3. Commit serial, TBS hash and event.
         intent = self._intent(admitted, serial, tbs, now)
         if (found := await self._reserve(admitted, intent)) is not None:
@@ -205,6 +237,38 @@ class Issuance:
             not_after=record.not_after,
         )
 
+    async def rehearse(self, request: EnrollmentRequest) -> Rehearsal:
+        """What `issue` would sign, by the same steps up to the signature: nothing is reserved, signed or recorded.
+
+        Raises as `issue` where it would refuse or hold.
+        """
+        admitted, plan, linted = await self._prepare(request, new_serial(self._random(20)), self._clock())
+        return Rehearsal(
+            issuer=admitted.issuer.name,
+            profile_hash=admitted.profile.hash,
+            subject=plan.subject.rfc4514_string(),
+            names=tuple(str(name) for name in plan.names),
+            not_before=plan.not_before,
+            not_after=plan.not_after,
+            tbs_der=linted.take(),
+        )
+
+    async def _prepare(
+        self, request: EnrollmentRequest, serial: int, now: datetime
+    ) -> tuple[_Admitted, TbsPlan, LintedTbs]:
+        # 1. Decide; the serial number is part of the plan of what will be signed.
+        started = time.perf_counter()
+        admitted = await self._decide(request, now)
+        plan = self._plan(admitted, serial, now)
+        self._assert_caa(admitted, plan, now)
+        started = self._stage("decide", started)
+        # 2. Build the TBSCertificate, lint it.
+        unlinted = build_tbs(plan)
+        started = self._stage("build", started)
+        linted = await self._linter.lint(unlinted, plan, admitted.profile)
+        self._stage("lint", started)
+        return admitted, plan, linted
+
     def _stage(self, name: str, started: float) -> float:
         now = time.perf_counter()
         self._observe_stage(name, now - started)
@@ -231,6 +295,7 @@ class Issuance:
                 sha256(admitted.request.csr_der).digest(),
                 [self._event(EventType.ISSUANCE_RESERVED, admitted, intent)],
                 spki_sha256=admitted.csr.spki_sha256,
+                claim=admitted.claim,
             )
 
         try:
@@ -263,10 +328,14 @@ class Issuance:
         for profile in (pinned,) if pinned.hash == current.hash else (pinned, current):
             check_key(csr.public_key, profile)
             decisions.append(decide(profile, request, csr, now=now))
+            unproven = unproven_identifier(profile, request, now - self._evidence_lifetime)
+            if unproven is not None:
+                decisions.append(unproven)
         issuer = self._issuer_of(pinned, request)
-        unproven = unproven_identifier(request, now - self._evidence_lifetime)
-        if unproven is not None:
-            decisions.append(unproven)
+        unattested = unattested_key(request, csr)
+        if unattested is not None:
+            decisions.append(unattested)
+        eab_key = await self._decide_binding(request)
         for decision in decisions:
             if isinstance(decision, Deny):
                 raise refusal([decision])
@@ -275,7 +344,27 @@ class Issuance:
                 raise CaError(
                     ErrorKind.PENDING_APPROVAL, "the request waits for approval", rule=decision.rule, retry_after=60
                 )
-        return _Admitted(request, csr, pinned, issuer)
+        needs_caa = CaaMode.ENFORCE in {pinned.caa, current.caa}
+        return _Admitted(request, csr, pinned, issuer, needs_caa, eab_key)
+
+    def _assert_caa(self, admitted: _Admitted, plan: TbsPlan, now: datetime) -> None:
+        """The names that were checked are those of the TBSCertificate: the linter holds it to `plan.names`."""
+        if admitted.needs_caa:
+            unchecked = unchecked_caa(admitted.request, plan.names, now - self._caa_lifetime)
+            if unchecked is not None:
+                raise refusal([unchecked])
+
+    async def _decide_binding(self, request: EnrollmentRequest) -> EabKey | None:
+        """Decide under what is bound to the account's external account key now; None where it is said to have none."""
+        if not request.eab_kid:
+            return None
+        key = await self._bound_key(request.eab_kid)
+        if key is None:
+            raise CaError(ErrorKind.UNAUTHORIZED, "the account's external account key is not known", rule="eab.binding")
+        denials = decide_binding(key, request.profile, request.identifiers)
+        if denials:
+            raise refusal(denials)
+        return key
 
     def _issuer_of(self, profile: Profile, request: EnrollmentRequest) -> ActiveIssuer:
         """The issuer of a profile, or of the server's own request. A root signs CA certificates and its CRL alone."""
@@ -332,6 +421,7 @@ class Issuance:
             requester_id=request.requester.id,
             transaction_key=request.transaction_key,
             tenant=intent.tenant,
+            owner=None if admitted.eab_key is None else admitted.eab_key.owner,
         )
 
     def _event(self, kind: EventType, admitted: _Admitted, intent: IssuanceIntent, **extra: str) -> AuditEvent:
@@ -340,6 +430,14 @@ class Issuance:
         extra["tbs_sha256"] = intent.tbs_sha256.hex()
         if request.evidence:
             extra["validated_by"] = ",".join(sorted({item.method for item in request.evidence}))
+        if request.caa:
+            extra["caa_checked"] = f"{len(request.caa)} names"
+            extra["caa_checked_at"] = min(item.checked_at for item in request.caa).isoformat(timespec="seconds")
+            extra["caa_authenticated"] = f"{sum(item.authenticated for item in request.caa)} names"
+        if admitted.eab_key is not None:
+            extra["eab"] = admitted.eab_key.kid
+            if admitted.eab_key.owner:
+                extra["owner"] = admitted.eab_key.owner
         return self._events.make(
             kind,
             actor=f"{request.requester.protocol.value}:{request.requester.id}",
@@ -358,7 +456,7 @@ class Issuance:
 
     async def _record_refusal(self, request: EnrollmentRequest, error: CaError) -> None:
         held = error.kind is ErrorKind.PENDING_APPROVAL
-        if error.kind not in REFUSALS and not held and not isinstance(error, LintError):
+        if not _is_refusal(error) and not held and not isinstance(error, LintError):
             return
         if held and request.key in self._held:
             return
@@ -419,3 +517,8 @@ def _handed_out_chain(issuer: ActiveIssuer) -> tuple[bytes, ...]:
     """The issuer's certificate and those above it, without the root, which a client must know already."""
     key = issuer.issuer.key
     return (key.certificate_der, *key.chain)[:-1]
+
+
+def _is_refusal(error: CaError) -> bool:
+    """Whether policy or a quota refused, and nothing failed."""
+    return error.kind in REFUSALS or error.rule in QUOTA_RULES

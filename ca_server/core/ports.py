@@ -8,10 +8,11 @@ cancel a transaction that was queued. All times are aware UTC datetimes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
-from ca_server.domain.accounts import AccountRegistered, AccountRegistration, EabKey
+from ca_server.domain.accounts import AccountRegistered, AccountRegistration
 from ca_server.domain.audit import AuditEvent, Checkpoint, EventType
+from ca_server.domain.bindings import NO_POLICY, EabKey, EabPolicy
 from ca_server.domain.certificates import (
     BlockedKey,
     CertificateRecord,
@@ -72,6 +73,8 @@ class Welcome:
     configuration: str
     staging: bool = False
     """Whether this is a staging CA, by the setting and by its issuers' certificates."""
+    staging_issuers: tuple[str, ...] = ()
+    """Issuers whose certificates say staging, in whatever home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +139,13 @@ class PublishCrl:
 
 @dataclass(frozen=True, slots=True)
 class CreateEab:
-    """Make an external account key."""
+    """Make an external account key, for one account where it is not reusable."""
 
-    profile: str | None = None
+    policy: EabPolicy = NO_POLICY
     owner: str | None = None
     reusable: bool = False
     lifetime_seconds: float | None = None
+    max_uses: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +157,22 @@ class CreatedEab:
 
 
 @dataclass(frozen=True, slots=True)
-class DisableEab:
-    """Disable an external account key."""
+class UpdateEab:
+    """What an external account key is to be bound to from now on: all of it."""
 
     kid: str
+    policy: EabPolicy
+    owner: str | None
+    expires_at: datetime | None
+    max_uses: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DisableEab:
+    """Disable an external account key: it lets nobody in any more. `and_accounts` revokes those that it let in."""
+
+    kid: str
+    and_accounts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +188,13 @@ class UnblockKey:
     """Certify a public key again."""
 
     spki_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ResetLimit:
+    """Give a key of a rate limit back what was taken from it."""
+
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +242,22 @@ class AdminPort(Protocol):
         """Sign and publish a CRL now. NOT_FOUND."""
 
     async def create_eab(self, request: CreateEab) -> CreatedEab:
-        """Make an external account key. NOT_FOUND where the profile does not exist."""
+        """Make an external account key. NOT_FOUND where a profile does not exist; MALFORMED."""
+
+    async def update_eab(self, request: UpdateEab) -> EabKey:
+        """Change what an external account key is bound to. NOT_FOUND, MALFORMED."""
 
     async def disable_eab(self, request: DisableEab) -> Done:
-        """Disable an external account key."""
+        """Disable an external account key. What was begun is gone on with where it is asked for again."""
 
     async def block_key(self, request: BlockKey) -> Done:
         """Put a public key on the blocklist. MALFORMED where the hash has not 32 octets."""
 
     async def unblock_key(self, request: UnblockKey) -> Done:
         """Take a public key off the blocklist."""
+
+    async def reset_limit(self, request: ResetLimit) -> Done:
+        """Give a key of a rate limit back what was taken from it."""
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         """Begin an incident. MALFORMED; NOT_FOUND where there is no such issuer or key."""
@@ -315,6 +344,17 @@ class EnrollmentState:
     intent: IssuanceIntent | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EabClaim:
+    """The external account key that an account is said to be bound by (empty: none), and the names that it asks for."""
+
+    kid: str = ""
+    names: tuple[str, ...] = ()
+
+
+NO_CLAIM: Final = EabClaim()
+
+
 class IssuanceStore(Protocol):
     """Enrollments, intents and certificates."""
 
@@ -328,12 +368,16 @@ class IssuanceStore(Protocol):
         events: Sequence[AuditEvent],
         *,
         spki_sha256: bytes | None = None,
+        claim: EabClaim = NO_CLAIM,
     ) -> None:
-        """Transaction 1: create the enrollment if new, and its one live intent.
+        """Transaction 1: create the enrollment if new, and its one live intent; take it from the quota of its key.
 
         CONFLICT where the enrollment has a live intent or a certificate, where it began with another CSR, where
         the serial was ever used under that issuer, or where the fence's boot epoch is not the node's current one;
-        BAD_PUBLIC_KEY where the public key of that hash is on the blocklist.
+        BAD_PUBLIC_KEY where the public key of that hash is on the blocklist; UNAUTHORIZED where the account is bound
+        by another external account key than `claim` says, or by none; RATE_LIMITED with a rule of
+        `ca_server.domain.bindings.QUOTA_RULES` where that key's quota has no room.
+        An enrollment is taken from the rate once, whatever becomes of its attempts.
         """
 
     async def complete(
@@ -500,11 +544,25 @@ class EabStore(Protocol):
     async def eab(self, kid: str) -> tuple[EabKey, bytes] | None:
         """A key with its encrypted secret."""
 
+    async def bound_key(self, kid: str) -> EabKey | None:
+        """A key without its secret: found by an index, at once."""
+
     async def eab_keys(self) -> tuple[EabKey, ...]:
         """All keys, newest first."""
 
-    async def disable_eab(self, kid: str, now: datetime, events: Sequence[AuditEvent]) -> bool:
-        """Disable a key; false where there is none or it is disabled."""
+    async def update_eab(self, key: EabKey, events: Sequence[AuditEvent]) -> None:
+        """Change owner, end, number of uses and policy of a key. NOT_FOUND."""
+
+    async def disable_eab(
+        self, kid: str, now: datetime, events: Sequence[AuditEvent], *, and_accounts: bool = False
+    ) -> bool:
+        """Disable a key, with its accounts; false (and no events) where there is none or both were done before."""
+
+    async def valid_accounts(self, kid: str, limit: int) -> tuple[str, ...]:
+        """Ids of valid accounts that a key let in, at most `limit`."""
+
+    async def revoke_accounts(self, account_ids: Sequence[str], events: Sequence[AuditEvent]) -> None:
+        """Revoke accounts that are valid."""
 
     async def bind_account(
         self, registration: AccountRegistration, now: datetime, events: Sequence[AuditEvent]
@@ -514,6 +572,13 @@ class EabStore(Protocol):
         RATE_LIMITED where one of its draws has no room. An account with the same key thumbprint is returned as it
         stands, and nothing is used up or recorded.
         """
+
+
+class LimitStore(Protocol):
+    """Rate limits."""
+
+    async def reset_limit(self, key: str, now: datetime, events: Sequence[AuditEvent]) -> bool:
+        """Give a key its whole burst back; false (and no events) where nothing is taken from it."""
 
 
 class IncidentStore(Protocol):

@@ -9,6 +9,7 @@ from ca_server.core.crl import CrlPublisher
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.incidents import Incidents
 from ca_server.core.issuance import Issuance
+from ca_server.core.limits import LimitKeys
 from ca_server.core.ocsp import OcspResponder, try_later
 from ca_server.core.ports import (
     AuditStore,
@@ -27,12 +28,15 @@ from ca_server.core.ports import (
     PublishCrl,
     Reload,
     Reloaded,
+    ResetLimit,
     UnblockKey,
+    UpdateEab,
     Welcome,
 )
 from ca_server.core.revocation import OPERATOR, Revocation
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
 from ca_server.domain.audit import EventType, Outcome
+from ca_server.domain.bindings import EabKey
 from ca_server.domain.certificates import Crl, IssuedCertificate, RevocationRequest, RevokedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
@@ -156,6 +160,7 @@ class AdminService:
         accounts: ExternalAccounts,
         blocklist: Blocklist,
         incidents: Incidents,
+        limits: LimitKeys,
         reload: Callable[[str], Awaitable[tuple[str, ...]]],
         health: Callable[[], Awaitable[Health]],
         gate: WriteGate,
@@ -166,6 +171,7 @@ class AdminService:
         self._accounts = accounts
         self._blocklist = blocklist
         self._incidents = incidents
+        self._limits = limits
         self._reload = reload
         self._health = health
         self._gate = gate
@@ -194,9 +200,13 @@ class AdminService:
         self._gate.check()
         return await self._accounts.create(request, self._actor())
 
+    async def update_eab(self, request: UpdateEab) -> EabKey:
+        self._gate.check()
+        return await self._accounts.update(request, self._actor())
+
     async def disable_eab(self, request: DisableEab) -> Done:
         self._gate.check()
-        return Done(await self._accounts.disable(request.kid, self._actor()))
+        return Done(await self._accounts.disable(request, self._actor()))
 
     async def block_key(self, request: BlockKey) -> Done:
         self._gate.check()
@@ -205,6 +215,10 @@ class AdminService:
     async def unblock_key(self, request: UnblockKey) -> Done:
         self._gate.check()
         return Done(await self._blocklist.unblock(request.spki_sha256, self._actor()))
+
+    async def reset_limit(self, request: ResetLimit) -> Done:
+        self._gate.check()
+        return Done(await self._limits.reset(request.key, self._actor()))
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         self._gate.check()

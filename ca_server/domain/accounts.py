@@ -30,6 +30,10 @@ class Account:
     eab_binding: bytes | None = None
     """The externalAccountBinding as sent, echoed in the account object (RFC 8555 section 7.1.2)."""
     tenant: str = "default"
+    spki_sha256: bytes | None = None
+    """SHA-256 of the key's SubjectPublicKeyInfo, by which the blocklist has it."""
+    key_blocked: bool = False
+    """Whether the key is on the blocklist: known to others, so that a signature says nothing of who made it."""
     terms_of_service: str | None = None
     """URL of the terms agreed to at `terms_agreed_at`; None where there were none, or it was not kept yet."""
 
@@ -64,20 +68,3 @@ class AccountRegistered:
 
     account: Account
     created: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EabKey:
-    """An external account key as listed: never with its secret."""
-
-    kid: str
-    created_at: datetime
-    expires_at: datetime | None
-    reusable: bool
-    disabled_at: datetime | None
-    profile: str | None
-    """The one profile that it may be used for; any where None."""
-    owner: str | None
-    uses: int
-    last_used_at: datetime | None
-    tenant: str = "default"

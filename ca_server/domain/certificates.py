@@ -107,6 +107,8 @@ class CertificateRecord:
     revoked_at: datetime | None = None
     revocation_reason: RevocationReason | None = None
     invalidity_date: datetime | None = None
+    owner: str | None = None
+    """Of the external account key that the requester was bound by when it was issued."""
 
     @property
     def is_revoked(self) -> bool:

@@ -17,8 +17,11 @@ from ca_server.core.ports import (
     PublishCrl,
     Reload,
     Reloaded,
+    ResetLimit,
     UnblockKey,
+    UpdateEab,
 )
+from ca_server.domain.bindings import EabKey
 from ca_server.domain.certificates import Crl, RevocationRequest, RevokedCertificate
 from ca_server.domain.incidents import Incident
 from ca_server.rpc.client import PortClient
@@ -31,9 +34,11 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("revoke", RevocationRequest, RevokedCertificate, idempotent=False),
         Operation("publish_crl", PublishCrl, Crl, idempotent=True, timeout=120.0),
         Operation("create_eab", CreateEab, CreatedEab, idempotent=False),
-        Operation("disable_eab", DisableEab, Done, idempotent=False),
+        Operation("update_eab", UpdateEab, EabKey, idempotent=True),
+        Operation("disable_eab", DisableEab, Done, idempotent=False, timeout=120.0),
         Operation("block_key", BlockKey, Done, idempotent=False),
         Operation("unblock_key", UnblockKey, Done, idempotent=False),
+        Operation("reset_limit", ResetLimit, Done, idempotent=False),
         Operation("create_incident", CreateIncident, Incident, idempotent=False),
         Operation("end_incident", EndIncident, Done, idempotent=False),
         Operation("reload", Reload, Reloaded, idempotent=True),
@@ -62,6 +67,9 @@ class RpcAdminPort(AdminPort):
     async def create_eab(self, request: CreateEab) -> CreatedEab:
         return cast(CreatedEab, await self._client.call("create_eab", request))
 
+    async def update_eab(self, request: UpdateEab) -> EabKey:
+        return cast(EabKey, await self._client.call("update_eab", request))
+
     async def disable_eab(self, request: DisableEab) -> Done:
         return cast(Done, await self._client.call("disable_eab", request))
 
@@ -70,6 +78,9 @@ class RpcAdminPort(AdminPort):
 
     async def unblock_key(self, request: UnblockKey) -> Done:
         return cast(Done, await self._client.call("unblock_key", request))
+
+    async def reset_limit(self, request: ResetLimit) -> Done:
+        return cast(Done, await self._client.call("reset_limit", request))
 
     async def create_incident(self, request: CreateIncident) -> Incident:
         return cast(Incident, await self._client.call("create_incident", request))

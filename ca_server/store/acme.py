@@ -1,7 +1,7 @@
 """The ACME front-end's store in SQL: each method one transaction, the nonce used up in it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from ca_server.store.acme_accounts import (
     prune_nonces,
 )
 from ca_server.store.acme_authorizations import authorizations, move_authorization, preauthorize
+from ca_server.store.acme_caa import caa_locks, caa_lookups, prune_caa, save_caa
 from ca_server.store.acme_challenges import (
     begin_challenge,
     challenge_by_id,
@@ -54,11 +55,26 @@ from ca_server.store.audit_insert import RECORD, insert_events
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.claims import Once
 from ca_server.store.database import Along, Database
+from ca_server.store.eab_quota import look
+from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
-from ca_server.store.tables import certificates, eab_keys
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
-from protocols.acme.ports import Agreement, ChallengeWork, KeyHolder, Lessee, NonceUse, OpenBounds, OrderWork, Work
+from ca_server.store.tables import certificates
+from protocols.acme.caa.evaluation import CaaLookup
+from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
+from protocols.acme.ports import (
+    ANY_VALID,
+    Agreement,
+    Binding,
+    ChallengeWork,
+    KeyHolder,
+    Lessee,
+    NonceUse,
+    OpenBounds,
+    OrderWork,
+    Reuse,
+    Work,
+)
 
 __all__ = ["SqlAcmeStore", "account_by_thumbprint", "account_lock", "insert_account", "key_lock"]
 
@@ -70,9 +86,9 @@ def account_lock(account_id: str) -> str:
     return f"acme-account:{account_id}"
 
 
-def key_lock(account: Account, thumbprint: str | None = None) -> str:
-    """Name of the lock under which a key, of that thumbprint or the account's own, gets its account."""
-    return f"acme-key:{account.tenant}:{thumbprint or account.key_thumbprint}"
+def key_lock(account: Account) -> str:
+    """Name of the lock under which an account's key gets its account."""
+    return f"acme-key:{account.tenant}:{account.key_thumbprint}"
 
 
 class SqlAcmeStore:
@@ -121,12 +137,19 @@ class SqlAcmeStore:
     async def account(self, account_id: str) -> Account | None:
         return await self._database.glance(lambda connection: account_by_id(connection, account_id), one_moment=False)
 
-    async def bound_profile(self, account: Account) -> str | None:
-        if account.eab_kid is None:
+    async def binding(self, account: Account, names: Sequence[Identifier], now: datetime) -> Binding | None:
+        kid = account.eab_kid
+        if kid is None:
             return None
-        query = select(eab_keys.c.profile).where(eab_keys.c.kid == account.eab_kid)
-        found: str | None = await self._database.read(lambda connection: connection.execute(query).scalar())
-        return found
+
+        def query(connection: Connection) -> Binding | None:
+            key = read_key(connection, kid)
+            if key is None:
+                return None
+            no_room = look(connection, key, account.id, tuple(map(str, names)), now) if names else None
+            return Binding(key, no_room)
+
+        return await self._database.glance(query, one_moment=False)
 
     async def account_by_key(self, tenant: str, thumbprint: str) -> Account | None:
         return await self._database.read(lambda connection: account_by_thumbprint(connection, tenant, thumbprint))
@@ -167,17 +190,17 @@ class SqlAcmeStore:
         )
 
     async def change_account_key(
-        self, account: Account, jwk: bytes, thumbprint: str, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account: Account, new: Account, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> KeyHolder:
         def work(connection: Connection) -> KeyHolder:
-            holder = change_account_key(connection, account, jwk, thumbprint)
+            holder = change_account_key(connection, account, new)
             if holder.changed:
                 insert_events(connection, events)
             return holder
 
         return await self._database.write(
             work,
-            locks=(account_lock(account.id), key_lock(account, thumbprint)),
+            locks=(account_lock(account.id), key_lock(new)),
             once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
         )
 
@@ -200,9 +223,11 @@ class SqlAcmeStore:
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
+        afresh: Collection[str] = (),
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, reuse, afresh),
             account_id=order.account_id,
             events=events,
             nonce=nonce,
@@ -250,6 +275,19 @@ class SqlAcmeStore:
             events=events,
         )
 
+    async def caa_lookups(self, names: Sequence[str], since: datetime) -> Mapping[str, CaaLookup]:
+        return await self._database.read(lambda connection: caa_lookups(connection, self._tenant, names, since))
+
+    async def save_caa(self, lookups: Sequence[CaaLookup], events: Sequence[AuditEvent]) -> None:
+        await self._database.write(
+            lambda connection: save_caa(connection, self._tenant, lookups),
+            locks=tuple(caa_locks(lookups)),
+            along=Along(RECORD, events),
+        )
+
+    async def prune_caa(self, before: datetime, limit: int) -> int:
+        return await self._write(lambda connection: prune_caa(connection, before, limit))
+
     async def expired_orders(self, before: datetime, limit: int) -> tuple[str, ...]:
         return await self._database.read(lambda connection: expired_orders(connection, before, self._tenant, limit))
 
@@ -264,15 +302,22 @@ class SqlAcmeStore:
     # --- Authorizations and challenges ----------------------------------------------------------------------------
 
     async def create_authorization(
-        self, candidate: Authorization, max_open: int, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self,
+        candidate: Authorization,
+        max_open: int,
+        events: Sequence[AuditEvent],
+        nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
+        draws: Sequence[Draw] = (),
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
-            found, created = preauthorize(connection, candidate, max_open)
+            found, created = preauthorize(connection, candidate, max_open, reuse)
             if created:
+                draw(connection, draws, candidate.created_at)
                 insert_events(connection, events)
             return found
 
-        return await self._write(work, account_id=candidate.account_id, nonce=nonce)
+        return await self._write(work, account_id=candidate.account_id, nonce=nonce, draws=draws)
 
     async def authorization(self, authorization_id: str) -> Authorization | None:
         found = await self._database.glance(lambda connection: authorizations(connection, [authorization_id]))
@@ -311,9 +356,10 @@ class SqlAcmeStore:
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         def work(connection: Connection) -> bool:
-            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing):
+            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing, response):
                 return False
             draw(connection, draws, lessee.now)
             return True
@@ -333,9 +379,11 @@ class SqlAcmeStore:
             locks=[account_lock(work.account_id) for work in works],
         )
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         return await self._write(
-            lambda connection: record_attempt(connection, challenge_id, lessee, error), account_id=account_id
+            lambda connection: record_attempt(connection, challenge_id, lessee, error, attempt), account_id=account_id
         )
 
     async def finish_challenge(
@@ -347,9 +395,11 @@ class SqlAcmeStore:
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
+        attempt: Attempt | None = None,
     ) -> bool:
         def finish(connection: Connection) -> bool:
-            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant):
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, evidence, attempt):
                 return False
             count(connection, draws, now)
             return True
@@ -357,16 +407,16 @@ class SqlAcmeStore:
         account_id = work.authorization.account_id
         return await self._write(finish, account_id=account_id, events=events, draws=draws)
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
         table = acme_authorizations
-        query = select(table.c.type, table.c.value, table.c.wildcard).where(
+        query = select(table.c.type, table.c.value, table.c.wildcard, table.c.subdomains).where(
             table.c.account_id == account_id,
             table.c.status == AuthorizationStatus.VALID.value,
             table.c.expires_at > now,
         )
         return await self._database.read(
             lambda connection: frozenset(
-                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
+                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard), bool(row.subdomains))
                 for row in connection.execute(query)
             )
         )

@@ -8,18 +8,28 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.store.acme_orders import fail_orders
-from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_nonces, acme_orders
+from ca_server.store.acme_orders import IS_ITS_KEY, KEY_BLOCKED, fail_orders
+from ca_server.store.acme_tables import (
+    acme_accounts,
+    acme_authorizations,
+    acme_former_keys,
+    acme_nonces,
+    acme_orders,
+)
 from ca_server.store.claims import OnceTable
-from ca_server.store.statements import Prepared
+from ca_server.store.statements import Prepared, insert_or_ignore
+from ca_server.store.tables import spki_blocklist
 from ca_server.store.types import AnyRow
 from protocols.acme.model import AuthorizationStatus, sources_of
 from protocols.acme.ports import KeyHolder, NonceReplayedError
 
 USED_NONCES = OnceTable(acme_nonces, acme_nonces.c.nonce, acme_nonces.c.expires_at, NonceReplayedError)
 
-_BY_ID = Prepared(select(acme_accounts).where(acme_accounts.c.id == bindparam("account_id")))
-_BY_THUMBPRINT = select(acme_accounts).where(
+_REMEMBER = Prepared(insert_or_ignore(acme_former_keys, ("account_id", "key_thumbprint")))
+SELECT_ACCOUNTS = select(acme_accounts, KEY_BLOCKED).outerjoin(spki_blocklist, IS_ITS_KEY)
+"""What `account_of` takes: with the account, at no look more, whether its key is blocked by now."""
+_BY_ID = Prepared(SELECT_ACCOUNTS.where(acme_accounts.c.id == bindparam("account_id")))
+_BY_THUMBPRINT = SELECT_ACCOUNTS.where(
     acme_accounts.c.tenant == bindparam("of_tenant"), acme_accounts.c.key_thumbprint == bindparam("thumbprint")
 )
 
@@ -45,6 +55,8 @@ def account_of(row: AnyRow) -> Account:
         eab_kid=row.eab_kid,
         eab_binding=row.eab_binding,
         tenant=row.tenant,
+        spki_sha256=row.spki_sha256,
+        key_blocked=row.key_blocked,
     )
 
 
@@ -64,6 +76,7 @@ def insert_account(connection: Connection, account: Account) -> None:
             "contacts": json.dumps(account.contacts),
             "jwk": account.jwk,
             "eab_binding": account.eab_binding,
+            "spki_sha256": account.spki_sha256,
         },
     )
 
@@ -96,15 +109,23 @@ def change_account(connection: Connection, account_id: str, values: dict[str, An
     return account
 
 
-def change_account_key(connection: Connection, account: Account, jwk: bytes, thumbprint: str) -> KeyHolder:
-    """Replace the key that `account` has; or return who has the new one. UNAUTHENTICATED as `change_account`."""
-    standing = account_by_thumbprint(connection, account.tenant, thumbprint)
+def change_account_key(connection: Connection, account: Account, new: Account) -> KeyHolder:
+    """Replace the key that `account` has by that of `new`; or return who has that. UNAUTHENTICATED as above."""
+    standing = account_by_thumbprint(connection, account.tenant, new.key_thumbprint)
     if standing is not None:
         return KeyHolder(standing, changed=False)
     # Of two changes that one old key signed, the second finds another key.
     is_old = acme_accounts.c.key_thumbprint == account.key_thumbprint
-    values = {"key_thumbprint": thumbprint, "jwk": jwk}
-    return KeyHolder(change_account(connection, account.id, values, is_old), changed=True)
+    values = {"key_thumbprint": new.key_thumbprint, "jwk": new.jwk, "spki_sha256": new.spki_sha256}
+    changed = change_account(connection, account.id, values, is_old)
+    _REMEMBER.execute(connection, {"account_id": account.id, "key_thumbprint": account.key_thumbprint})
+    return KeyHolder(changed, changed=True)
+
+
+def former_thumbprints(connection: Connection, account_id: str) -> tuple[str, ...]:
+    """Thumbprints of the keys that an account had before."""
+    query = select(acme_former_keys.c.key_thumbprint).where(acme_former_keys.c.account_id == account_id)
+    return tuple(connection.execute(query).scalars())
 
 
 def close_account(connection: Connection, account_id: str, error: bytes, tenant: str) -> Account:

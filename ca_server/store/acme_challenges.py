@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, select, update
+from sqlalchemy import Connection, and_, bindparam, func, literal, literal_column, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.acme_accounts import former_thumbprints
+from ca_server.store.acme_attempts import insert_attempt
 from ca_server.store.acme_authorizations import (
     authorization_of,
     authorizations,
@@ -16,8 +19,16 @@ from ca_server.store.acme_authorizations import (
 )
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
-from ca_server.store.statements import Prepared, is_literally, is_one_of
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from ca_server.store.statements import Prepared, insert_dialect, is_literally, is_one_of
+from protocols.acme.model import (
+    DNS_PERSIST,
+    Attempt,
+    Authorization,
+    AuthorizationStatus,
+    Challenge,
+    ChallengeStatus,
+    sources_of,
+)
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
@@ -29,20 +40,56 @@ _COUNT_PROCESSING = Prepared(
     .select_from(acme_challenges)
     .where(acme_challenges.c.account_id == bindparam("of_account"), is_literally(acme_challenges.c.status, _PROCESSING))
 )
+_MAY_BEGIN = (
+    acme_authorizations.c.status == AuthorizationStatus.PENDING.value,
+    acme_authorizations.c.expires_at > bindparam("now"),
+)
+_NEW = (
+    "id",
+    "authorization_id",
+    "account_id",
+    "type",
+    "token",
+    "status",
+    "attempts",
+    "lease_holder",
+    "lease_until",
+    "response",
+)
+_BEGUN = select(
+    bindparam("challenge_id", type_=acme_challenges.c.id.type),
+    acme_authorizations.c.id,
+    acme_authorizations.c.account_id,
+    bindparam("type", type_=acme_challenges.c.type.type),
+    acme_authorizations.c.token,
+    literal(_PROCESSING),
+    literal_column("1"),
+    bindparam("for_holder", type_=acme_challenges.c.lease_holder.type),
+    bindparam("until", type_=acme_challenges.c.lease_until.type),
+    bindparam("with_response", type_=acme_challenges.c.response.type),
+).where(acme_authorizations.c.id == bindparam("authorization_id"), *_MAY_BEGIN)
 _BEGIN = Prepared(
+    {
+        insert_dialect(of_dialect): of_dialect.from_select(_NEW, _BEGUN).on_conflict_do_nothing()
+        for of_dialect in (sqlite.insert(acme_challenges), postgresql.insert(acme_challenges))
+    }
+)
+_BEGIN_OLD = Prepared(
     update(acme_challenges)
     .where(
         acme_challenges.c.id == bindparam("challenge_id"),
         is_one_of(acme_challenges.c.status, sources_of(ChallengeStatus.PROCESSING)),
         select(acme_authorizations.c.id)
-        .where(
-            acme_authorizations.c.id == acme_challenges.c.authorization_id,
-            acme_authorizations.c.status == AuthorizationStatus.PENDING.value,
-            acme_authorizations.c.expires_at > bindparam("now"),
-        )
+        .where(acme_authorizations.c.id == acme_challenges.c.authorization_id, *_MAY_BEGIN)
         .exists(),
     )
-    .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
+    .values(
+        status=_PROCESSING,
+        attempts=1,
+        lease_holder=bindparam("for_holder"),
+        lease_until=bindparam("until"),
+        response=bindparam("with_response"),
+    )
 )
 
 
@@ -59,6 +106,9 @@ def _finish(target: ChallengeStatus, *conditions: Any) -> Prepared:
             status=target.value,
             error=bindparam("with_error"),
             validated_at=bindparam("at"),
+            # An attestation tells more of a device than is needed once it was looked at.
+            response=None,
+            evidence=bindparam("with_evidence"),
             lease_holder=None,
             lease_until=None,
         )
@@ -80,11 +130,21 @@ _FINISH_INVALID = _finish(ChallengeStatus.INVALID)
 
 def challenge_by_id(connection: Connection, challenge_id: str) -> tuple[Challenge, Authorization] | None:
     """A challenge with its authorization."""
-    row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
-    if row is None:
-        return None
-    (authorization,) = authorizations(connection, [row.authorization_id])
-    return challenge_of(row), authorization
+    authorization_id, kind = _parts(challenge_id)
+    if not kind:
+        row = _BY_ID.execute(connection, {"challenge_id": challenge_id}).first()
+        authorization_id = "" if row is None else row.authorization_id
+    for authorization in authorizations(connection, [authorization_id]):
+        for challenge in authorization.challenges:
+            if challenge.id == challenge_id:
+                return challenge, authorization
+    return None
+
+
+def _parts(challenge_id: str) -> tuple[str, str]:
+    """Authorization and type; without a type where the id is of a challenge that always had a row."""
+    authorization_id, _, kind = challenge_id.partition("/")
+    return authorization_id, kind
 
 
 def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork | None:
@@ -94,11 +154,17 @@ def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork |
         return None
     of = connection.execute(_AUTHORIZATION, {"authorization_id": row.authorization_id}).one()
     thumbprint = connection.execute(_THUMBPRINT, {"account_id": of.account_id}).scalar_one()
-    return ChallengeWork(challenge_of(row), authorization_of(of, ()), thumbprint)
+    former = former_thumbprints(connection, of.account_id) if row.type == DNS_PERSIST else ()
+    return ChallengeWork(challenge_of(row), authorization_of(of, ()), thumbprint, former)
 
 
 def begin_challenge(
-    connection: Connection, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int
+    connection: Connection,
+    account_id: str,
+    challenge_id: str,
+    lessee: Lessee,
+    max_processing: int,
+    response: bytes | None,
 ) -> bool:
     """Take a pending challenge of a pending, unexpired authorization to processing. RATE_LIMITED at the maximum."""
     if _COUNT_PROCESSING.execute(connection, {"of_account": account_id}).one()[0] >= max_processing:
@@ -113,7 +179,12 @@ def begin_challenge(
         "now": lessee.now,
         "for_holder": lessee.holder,
         "until": lessee.until,
+        "with_response": response,
     }
+    authorization_id, kind = _parts(challenge_id)
+    if not kind:
+        return _BEGIN_OLD.execute(connection, parameters).rowcount == 1
+    parameters |= {"authorization_id": authorization_id, "type": kind}
     return _BEGIN.execute(connection, parameters).rowcount == 1
 
 
@@ -168,7 +239,9 @@ def claim_challenges(
             .where(
                 acme_challenges.c.id.in_(given_up), acme_challenges.c.status.in_(sources_of(ChallengeStatus.INVALID))
             )
-            .values(status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None)
+            .values(
+                status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None, response=None
+            )
         )
     return tuple(taken)
 
@@ -186,7 +259,9 @@ def keep_challenges(connection: Connection, lessee: Lessee, challenge_ids: Seque
     return kept
 
 
-def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+def record_attempt(
+    connection: Connection, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None
+) -> bool:
     """Keep what a failed attempt saw, and count the next; the challenge stays in processing."""
     done = connection.execute(
         update(acme_challenges)
@@ -197,7 +272,11 @@ def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, er
         )
         .values(attempts=acme_challenges.c.attempts + 1, error=error, lease_until=lessee.until)
     )
-    return done.rowcount == 1
+    if done.rowcount != 1:
+        return False
+    if attempt is not None:
+        insert_attempt(connection, challenge_id, attempt)
+    return True
 
 
 def finish_challenge(
@@ -208,6 +287,8 @@ def finish_challenge(
     now: datetime,
     valid_until: datetime,
     tenant: str,
+    evidence: bytes | None,
+    attempt: Attempt | None,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
     authorization_id = work.authorization.id
@@ -216,6 +297,7 @@ def finish_challenge(
         "of_holder": holder,
         "with_error": error,
         "at": now if error is None else None,
+        "with_evidence": evidence,
     }
     if error is None:
         done = _FINISH_VALID.execute(connection, parameters | {"authorization_id": authorization_id, "now": now})
@@ -223,8 +305,10 @@ def finish_challenge(
         done = _FINISH_INVALID.execute(connection, parameters)
     if done.rowcount != 1:
         return False
+    if attempt is not None:
+        insert_attempt(connection, work.challenge.id, attempt)
     if error is None:
-        make_valid(connection, authorization_id, valid_until)
+        make_valid(connection, authorization_id, now, valid_until)
         make_ready(connection, authorization_id)
     # An authorization that another challenge made valid stays so.
     elif move_authorization(connection, authorization_id, AuthorizationStatus.INVALID):

@@ -11,16 +11,17 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from zlib import crc32
 
-from sqlalchemy import BigInteger, Connection, String, bindparam, delete, select, text, type_coerce
+from sqlalchemy import BigInteger, Connection, String, bindparam, delete, select, text, type_coerce, update
 from sqlalchemy.dialects import postgresql
 
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.domain.rates import Draw
+from ca_server.domain.rates import Draw, admit
 from ca_server.store.acme_tables import acme_limits
 from ca_server.store.types import UtcTime
 
 _LOCKS: Final = 64
 _MICROSECOND: Final = 1e-6
+_ONE: Final = timedelta(microseconds=1)
 _microseconds = UtcTime()
 
 # A key that is only asked about (increment 0) makes no row, and is given back where it has no room; the others are
@@ -73,7 +74,12 @@ class StandingLimit:
 
 def limit_locks(draws: Sequence[Draw]) -> set[str]:
     """Names of the locks to hold around `draw`, a bounded number of them whatever the number of keys."""
-    return {f"acme-limit:{crc32(each.key.encode()) % _LOCKS}" for each in draws}
+    return {limit_lock(each.key) for each in draws}
+
+
+def limit_lock(key: str) -> str:
+    """Name of the lock of a key."""
+    return f"acme-limit:{crc32(key.encode()) % _LOCKS}"
 
 
 def draw(connection: Connection, draws: Sequence[Draw], now: datetime) -> None:
@@ -86,6 +92,16 @@ def draw(connection: Connection, draws: Sequence[Draw], now: datetime) -> None:
     wanted = {each.key: each for each in draws}
     returned = _run(connection, tuple(wanted.values()), now)
     refused = [each for key, each in wanted.items() if (key in returned) is not each.takes]
+    if refused:
+        raise _refusal(connection, refused, now)
+
+
+def peek(connection: Connection, draws: Sequence[Draw], now: datetime) -> None:
+    """Say what `draw` would say, and take nothing. RATE_LIMITED where a key has no room."""
+    wanted = {each.key: each for each in draws}
+    rows = connection.execute(_ARRIVALS, {"keys": list(wanted)}).all() if wanted else ()
+    arrivals = {row.key: (row.arrival - now) // _ONE for row in rows}
+    refused = [each for key, each in wanted.items() if admit(arrivals.get(key), 0, each.rate) is None]
     if refused:
         raise _refusal(connection, refused, now)
 
@@ -134,6 +150,12 @@ def standing_limits(connection: Connection, now: datetime, limit: int, *, refusi
     rows = connection.execute(query.limit(limit)).all()
     found = [(row.key, row.arrival - timedelta(microseconds=row.slack), row.arrival) for row in rows]
     return tuple(StandingLimit(key, next_at > now, next_at, whole_at) for key, next_at, whole_at in found)
+
+
+def reset_limit(connection: Connection, key: str, now: datetime) -> bool:
+    """Give a key its whole burst back; false where it has it."""
+    taken = update(acme_limits).where(acme_limits.c.key == key, acme_limits.c.arrival > now)
+    return connection.execute(taken.values(arrival=now)).rowcount == 1
 
 
 def prune_limits(connection: Connection, before: datetime, limit: int) -> int:

@@ -57,6 +57,7 @@ _COPIED = (
     "crl_partition",
     "invalidity_date",
     "revoked_at",
+    "owner",
 )
 """Columns named and typed as the fields of CertificateRecord."""
 

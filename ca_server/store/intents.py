@@ -12,20 +12,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, or_, select, update
+from sqlalchemy import (
+    Connection,
+    LargeBinary,
+    String,
+    and_,
+    bindparam,
+    cast,
+    false,
+    null,
+    or_,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from ca_server.core.keycheck import blocked_key
+from ca_server.core.ports import NO_CLAIM, EabClaim
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import EnrollmentKey, Fence, IssuanceIntent, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.acme_tables import acme_accounts
 from ca_server.store.audit_insert import insert_events
 from ca_server.store.certificates import IS_ENROLLMENT, NewCertificate, enrollment_parameters, insert_certificates
 from ca_server.store.database import Bulk
+from ca_server.store.eab_quota import take
 from ca_server.store.rows import PreparedRows, in_row, insert_rows, insert_rows_or_ignore
 from ca_server.store.statements import Prepared
-from ca_server.store.tables import certificates, enrollments, intents, issuer_keys, issuers, nodes, spki_blocklist
+from ca_server.store.tables import (
+    certificates,
+    eab_keys,
+    enrollments,
+    intents,
+    issuer_keys,
+    issuers,
+    nodes,
+    spki_blocklist,
+)
 
 FIND_ENROLLMENT: Final = Prepared(select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT))
 """With `enrollment_parameters`: the id of an enrollment, and its CSR's hash."""
@@ -69,11 +94,30 @@ _TAKEN = PreparedRows(
     ),
     repeatable=True,
 )
-_BLOCKED = PreparedRows(
-    lambda count: select(spki_blocklist.c.spki_sha256).where(
-        spki_blocklist.c.spki_sha256.in_(
-            [in_row("spki_sha256", number, spki_blocklist.c.spki_sha256) for number in range(count)]
+# Blocked keys, and accounts that an external account key let in: in most reservations there is neither.
+_OBJECTIONS = PreparedRows(
+    lambda count: union_all(
+        select(
+            spki_blocklist.c.spki_sha256,
+            cast(null(), String).label("account_id"),
+            cast(null(), String).label("eab_kid"),
+            false().label("counts"),
+        ).where(
+            spki_blocklist.c.spki_sha256.in_(
+                [in_row("spki_sha256", number, spki_blocklist.c.spki_sha256) for number in range(count)]
+            )
+        ),
+        select(
+            cast(null(), LargeBinary),
+            acme_accounts.c.id,
+            acme_accounts.c.eab_kid,
+            or_(eab_keys.c.live.is_not(None), eab_keys.c.rate.is_not(None)),
         )
+        .outerjoin(eab_keys, eab_keys.c.kid == acme_accounts.c.eab_kid)
+        .where(
+            acme_accounts.c.id.in_([in_row("account_id", number, acme_accounts.c.id) for number in range(count)]),
+            acme_accounts.c.eab_kid.is_not(None),
+        ),
     ),
     repeatable=True,
 )
@@ -107,6 +151,13 @@ class Reservation:
     csr_sha256: bytes
     events: Sequence[AuditEvent]
     spki_sha256: bytes | None
+    claim: EabClaim = NO_CLAIM
+
+    @property
+    def account_id(self) -> str:
+        """The ACME account that asks; empty where another protocol does."""
+        enrollment = self.intent.enrollment
+        return enrollment.requester_scope if enrollment.protocol is Protocol.ACME else ""
 
 
 def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> list[None]:
@@ -115,9 +166,7 @@ def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> lis
     serials = [{"serial": intent.serial, "issuer_id": issuer_ids[_fence_and_key(intent)]} for intent in wanted]
     if _TAKEN.execute(connection, serials):
         raise CaError(ErrorKind.CONFLICT, "the serial was used")
-    keys = [{"spki_sha256": each.spki_sha256} for each in reservations if each.spki_sha256 is not None]
-    if _BLOCKED.execute(connection, keys):
-        raise blocked_key()
+    counting = _check_standing(connection, reservations)
     created = _create_enrollments(connection, reservations)
     known = {}
     for intent, csr_sha256 in ((each.intent, each.csr_sha256) for each in reservations):
@@ -152,12 +201,45 @@ def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> lis
     for enrollment_id in known.values():
         if connection.execute(_HAS_CERTIFICATE, {"enrollment_id": enrollment_id}).first() is not None:
             raise CaError(ErrorKind.CONFLICT, "the enrollment has a certificate")
+    for each in reservations:
+        if each.account_id in counting:
+            enrollment = each.intent.enrollment
+            take(
+                connection,
+                each.claim.kid,
+                each.account_id,
+                each.claim.names,
+                ids[enrollment],
+                each.intent.reserved_at,
+                is_new=enrollment in created,
+            )
     insert_events(connection, [event for reservation in reservations for event in reservation.events])
     return [None] * len(reservations)
 
 
 RESERVE: Final = Bulk(_reserve)
 """IssuanceStore.reserve for many: creates enrollments that are new, and their intents."""
+
+
+def _check_standing(connection: Connection, reservations: Sequence[Reservation]) -> set[str]:
+    """Refuse blocked keys, and accounts of another external account key than their front-end said.
+
+    Returns the accounts whose certificates are counted: what their keys say now, under the lock of each.
+    """
+    bound: dict[str, str] = {}
+    counting: set[str] = set()
+    keys = [{"spki_sha256": each.spki_sha256, "account_id": each.account_id} for each in reservations]
+    for row in _OBJECTIONS.execute(connection, keys):
+        if row.account_id is None:
+            raise blocked_key()
+        bound[row.account_id] = row.eab_kid
+        if row.counts:
+            counting.add(row.account_id)
+    if any(bound.get(each.account_id, "") != each.claim.kid for each in reservations):
+        raise CaError(
+            ErrorKind.UNAUTHORIZED, "the account is bound by another external account key", rule="eab.binding"
+        )
+    return counting
 
 
 def _fence_and_key(intent: IssuanceIntent) -> tuple[Fence, int, str]:

@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select
 
 from ca_server.domain.certificates import CertificateRecord
-from ca_server.store.acme_limits import StandingLimit, standing_limits
 from ca_server.store.certificates import SELECT_RECORDS, records_of
 from ca_server.store.database import Database
 from ca_server.store.tables import certificate_names, certificates, issuers
@@ -53,6 +52,7 @@ class SqlInventory:
         profile: str | None = None,
         status: InventoryStatus | None = None,
         requester: str | None = None,
+        owner: str | None = None,
         ends_before: datetime | None = None,
         now: datetime | None = None,
         limit: int = 100,
@@ -61,19 +61,19 @@ class SqlInventory:
         """Find certificates, newest first.
 
         `name` is a subject alternative name, exactly, or with a leading dot every name under it; `requester` is an
-        id or `protocol:id`; `ends_before` is a limit of notAfter. `after` is (issuer, serial) of the last certificate
-        of the page before.
+        id or `protocol:id`, `owner` that of its external account key; `ends_before` is a limit of notAfter. `after` is
+        (issuer, serial) of the last certificate of the page before.
         """
         statement = SELECT_RECORDS.order_by(certificates.c.id.desc()).limit(limit)
         parameters: dict[str, Any] = {}
-        if issuer is not None:
-            statement = statement.where(issuers.c.name == issuer)
+        exactly = ((issuers.c.name, issuer), (certificates.c.profile, profile), (certificates.c.owner, owner))
+        for column, value in exactly:
+            if value is not None:
+                statement = statement.where(column == value)
         if serial_prefix:
             statement = statement.where(_begins_with(certificates.c.serial, serial_prefix.lower(), _AFTER_HEXADECIMAL))
         if name:
             statement = statement.where(_has_name(name))
-        if profile is not None:
-            statement = statement.where(certificates.c.profile == profile)
         if requester is not None:
             statement = statement.where(_is_requester(requester))
         if ends_before is not None:
@@ -100,10 +100,6 @@ class SqlInventory:
             return {status: counts.get(status, 0) for status in InventoryStatus}
 
         return await self._database.read(query)
-
-    async def limits(self, now: datetime, limit: int, *, refusing: bool = False) -> tuple[StandingLimit, ...]:
-        """Keys of rate limits that something was taken from, those that are whole again last first."""
-        return await self._database.read(lambda connection: standing_limits(connection, now, limit, refusing=refusing))
 
 
 def _begins_with(column: ColumnElement[Any], prefix: str, beyond: str) -> ColumnElement[bool]:

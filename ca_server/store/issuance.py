@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, and_, bindparam, delete, select, update
 
-from ca_server.core.ports import EnrollmentState
+from ca_server.core.ports import NO_CLAIM, EabClaim, EnrollmentState
 from ca_server.domain.audit import AuditEvent
 from ca_server.domain.certificates import BlockedKey, CertificateRecord, SerialStatus
 from ca_server.domain.enrollment import (
@@ -31,6 +31,7 @@ from ca_server.store.certificates import (
     serial_status,
 )
 from ca_server.store.database import Database
+from ca_server.store.eab_quota import eab_lock
 from ca_server.store.intents import COMPLETE, FIND_ENROLLMENT, RESERVE, Completion, Reservation
 from ca_server.store.statements import Prepared, is_literally
 from ca_server.store.tables import (
@@ -127,10 +128,12 @@ class SqlIssuanceStore:
         events: Sequence[AuditEvent],
         *,
         spki_sha256: bytes | None = None,
+        claim: EabClaim = NO_CLAIM,
     ) -> None:
         lock = f"enrollment:{intent.enrollment.transaction_key}"
-        reservation = Reservation(intent, csr_sha256, events, spki_sha256)
-        await self._database.write_in_bulk(RESERVE, reservation, locks=(lock,))
+        locks = (lock, eab_lock(claim.kid)) if claim.kid else (lock,)
+        reservation = Reservation(intent, csr_sha256, events, spki_sha256, claim)
+        await self._database.write_in_bulk(RESERVE, reservation, locks=locks)
 
     async def complete(
         self, intent_id: str, fence: Fence, record: CertificateRecord, events: Sequence[AuditEvent]

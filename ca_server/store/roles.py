@@ -26,13 +26,20 @@ _NONE: Final[tuple[str, ...]] = ()
 # A certificate is never altered but in what revocation and CRLs write.
 _REVOKE: Final = "UPDATE (revoked_at, revocation_reason, invalidity_date, changed_after_crl, last_crl)"
 
+
+def _columns(right: str, table: Table, *but: str) -> str:
+    """A right on all columns of a table but some."""
+    return f"{right} ({', '.join(column.name for column in table.columns if column.name not in but)})"
+
+
 RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     tables.nodes: (_KEEP, _NONE),
     tables.leases: (_KEEP, _NONE),
     tables.secrets: (_ADD, _NONE),
     tables.profiles: (_KEEP, _READ),
     # Not the ciphertext of the key.
-    tables.eab_keys: (_KEEP, ("SELECT (kid, profile)",)),
+    tables.eab_keys: (_KEEP, (_columns("SELECT", tables.eab_keys, "ciphertext"),)),
+    tables.eab_renewals: (_KEEP, _READ),
     tables.issuers: (_ADD, _READ),
     tables.issuer_keys: (_ADD, _READ),
     tables.ca_certificates: (_ADD, _READ),
@@ -50,14 +57,22 @@ RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     audit_tables.audit_pending: (("SELECT", "DELETE"), _NONE),
     audit_tables.audit_leaves: (_ADD, _READ),
     audit_tables.audit_checkpoints: (_ADD, _READ),
-    acme_tables.acme_accounts: (_ADD, _KEEP),
+    # By which key an account was let in is the core's to say, and never changes.
+    acme_tables.acme_accounts: (
+        (*_ADD, "UPDATE (status)"),
+        (*_ADD, _columns("UPDATE", acme_tables.acme_accounts, "id", "eab_kid", "eab_binding")),
+    ),
+    acme_tables.acme_former_keys: (_READ, _ADD),
     acme_tables.acme_orders: (_READ, _ALL),
     acme_tables.acme_authorizations: (_READ, _ALL),
     acme_tables.acme_order_links: (_READ, _ALL),
     acme_tables.acme_challenges: (_READ, _ALL),
+    # What was seen is not altered afterwards.
+    acme_tables.acme_attempts: (_READ, ("SELECT", "INSERT", "DELETE")),
     acme_tables.acme_nonces: (_NONE, _ALL),
     # The core creates the accounts that have a binding, and counts them.
     acme_tables.acme_limits: (_KEEP, _ALL),
+    acme_tables.acme_caa: (_NONE, _ALL),
 }
 """By table: the rights of the core's role, and of the fronts'."""
 
@@ -69,6 +84,7 @@ FRONT_EVENTS: Final = (
     EventType.ACCOUNT_UPDATED,
     EventType.AUTHORIZATION_CREATED,
     EventType.AUTHORIZATION_DEACTIVATED,
+    EventType.CAA_CHECKED,
     EventType.CHALLENGE_FAILED,
     EventType.CHALLENGE_VALIDATED,
     EventType.ISSUANCE_REFUSED,

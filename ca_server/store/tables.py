@@ -212,6 +212,8 @@ certificates = Table(
     Column("transaction_key", String, nullable=False),
     Column("tenant", String, nullable=False),
     Column("spki_sha256", LargeBinary, nullable=False),
+    # Of the external account key that the requester was bound by when it was issued.
+    Column("owner", String, nullable=True),
     Column("subject", Text, nullable=False),
     Column("der", LargeBinary, nullable=False),
     CheckConstraint("(revoked_at IS NULL) = (revocation_reason IS NULL)", name="revocation"),
@@ -220,6 +222,13 @@ certificates = Table(
     Index("ix_certificates_not_after", "not_after"),
     Index("ix_certificates_issued_at", "issued_at"),
     Index("ix_certificates_requester", "requester_id", "requester_protocol", "not_after"),
+    Index(
+        "ix_certificates_owner",
+        "owner",
+        "id",
+        sqlite_where=text("owner IS NOT NULL"),
+        postgresql_where=text("owner IS NOT NULL"),
+    ),
     Index(
         "ix_certificates_on_crl",
         "issuer_key_id",
@@ -314,10 +323,30 @@ eab_keys = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=True),
     Column("reusable", Boolean, nullable=False),
+    Column("max_uses", BigInteger, nullable=True),
     Column("disabled_at", UtcTime, nullable=True),
+    Column("accounts_revoked_at", UtcTime, nullable=True),
+    # One, or several with commas between them.
     Column("profile", String, nullable=True),
+    # Patterns, with commas between them.
+    Column("names", Text, nullable=True),
+    Column("live", BigInteger, nullable=True),
+    Column("rate", String, nullable=True),
+    # Of the rate, kept here and not with the fronts' limits: the core alone writes it.
+    Column("arrival", UtcTime, nullable=True),
+    # No more certificates than these are live; counted anew where that is too many, or unknown.
+    Column("live_bound", BigInteger, nullable=True),
     Column("owner", String, nullable=True),
     Column("uses", BigInteger, nullable=False),
     Column("last_used_at", UtcTime, nullable=True),
     Column("ciphertext", LargeBinary, nullable=False),
+)
+
+# Which enrollment renews which certificate, where a quota counts the two as one. It holds as long as the enrollment has
+# a certificate or a live intent.
+eab_renewals = Table(
+    "eab_renewals",
+    metadata,
+    Column("certificate_id", Id, ForeignKey("certificates.id"), primary_key=True, autoincrement=False),
+    Column("enrollment_id", Id, ForeignKey("enrollments.id"), nullable=False, unique=True),
 )

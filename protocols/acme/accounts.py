@@ -12,7 +12,7 @@ from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import Account, AccountRegistered, AccountRegistration, AccountStatus
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError, ErrorKind
-from protocols.acme.exchange import Exchange
+from protocols.acme.exchange import Exchange, blocked_account_key
 from protocols.acme.jwk import Jwk
 from protocols.acme.jws import parse_binding
 from protocols.acme.key_change import parse_key_change
@@ -52,6 +52,8 @@ class Accounts:
         if standing is not None:
             if standing.status is not AccountStatus.VALID:
                 raise CaError(ErrorKind.UNAUTHENTICATED, f"the account of this key is {standing.status.value}")
+            if standing.key_blocked:
+                raise blocked_account_key()
             return AccountRegistered(standing, created=False)
         if wanted.onlyReturnExisting:
             raise ProblemError(Problem(ErrorType.ACCOUNT_DOES_NOT_EXIST, "there is no account for this key"))
@@ -68,6 +70,7 @@ class Accounts:
             contacts=contacts,
             terms_agreed_at=exchange.now if wanted.termsOfServiceAgreed else None,
             tenant=self._options.tenant,
+            spki_sha256=exchange.key.spki_sha256,
             terms_of_service=self._terms if wanted.termsOfServiceAgreed else None,
         )
         if wanted.externalAccountBinding is not None:
@@ -161,7 +164,10 @@ class Accounts:
             object=f"acme:{account.id}",
             extra={"old": account.key_thumbprint, "new": new.thumbprint},
         )
-        holder = await self._store.change_account_key(account, new.canonical, new.thumbprint, [event], exchange.nonce)
+        changed = replace(
+            account, jwk=new.canonical, key_thumbprint=new.thumbprint, spki_sha256=new.spki_sha256, key_blocked=False
+        )
+        holder = await self._store.change_account_key(account, changed, [event], exchange.nonce)
         exchange.nonce_used()
         if holder.changed:
             return holder.account

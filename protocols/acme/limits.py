@@ -60,20 +60,28 @@ class Limits:
         """What an account takes that did not exist."""
         return _ACCOUNTS_PER_NETWORK.draws(self.accounts_per_network, self.tenant, self._networks(source))
 
-    def new_order(self, order: Order) -> tuple[Draw, ...]:
-        """What an order takes, and what must have room for its certificate and its validations."""
+    def new_order(self, order: Order, *, renews: bool = False) -> tuple[Draw, ...]:
+        """What an order takes, and what must have room for its certificate and its validations.
+
+        A renewal in its window takes nothing, so that no limit makes a fleet's certificates expire: validations that
+        failed alone are in its way.
+        """
         names = tuple(item.identifier for item in order.identifiers)
-        failures = (f"{order.account_id}/{name.base}" for name in names)
+        failures = _FAILURES.draws(
+            self.failures_per_name, self.tenant, (f"{order.account_id}/{name.base}" for name in names), takes=False
+        )
+        if renews:
+            return failures
         return (
             *_ORDERS_PER_ACCOUNT.draws(self.orders_per_account, self.tenant, (order.account_id,)),
             *_ORDERS_PER_NETWORK.draws(self.orders_per_network, self.tenant, self._networks(order.source)),
             *_ORDERS.draws(self.orders, self.tenant, ("all",)),
             *self._certificate(names, takes=False),
-            *_FAILURES.draws(self.failures_per_name, self.tenant, failures, takes=False),
+            *failures,
         )
 
     def certificate(self, order: Order) -> tuple[Draw, ...]:
-        """What an order takes that is finalized."""
+        """What an order takes that is finalized; a renewal in its window does not."""
         return self._certificate(tuple(item.identifier for item in order.identifiers), takes=True)
 
     def _certificate(self, names: tuple[Identifier, ...], *, takes: bool) -> tuple[Draw, ...]:

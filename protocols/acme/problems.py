@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.domain.names import Identifier
+from ca_server.domain.names import Identifier, SentIdentifier
 from protocols.acme.certid import CertIdError
 from protocols.acme.jwk import JwsError, JwsErrorKind
 from protocols.acme.nonces import BadNonceError
@@ -35,6 +35,7 @@ class ErrorType(StrEnum):
     AUTO_RENEWAL_CANCELLATION_INVALID = "autoRenewalCancellationInvalid"
     AUTO_RENEWAL_EXPIRED = "autoRenewalExpired"
     AUTO_RENEWAL_REVOCATION_NOT_SUPPORTED = "autoRenewalRevocationNotSupported"
+    BAD_ATTESTATION_STATEMENT = "badAttestationStatement"
     BAD_CSR = "badCSR"
     BAD_NONCE = "badNonce"
     BAD_PUBLIC_KEY = "badPublicKey"
@@ -112,7 +113,7 @@ class Subproblem:
 
     type: ErrorType
     detail: str
-    identifier: Identifier | None = None
+    identifier: Identifier | SentIdentifier | None = None
     rule: str | None = None
 
     def json(self) -> dict[str, Any]:
@@ -218,10 +219,10 @@ def _of_ca_error(error: CaError) -> Problem:
     return replace(problem, subproblems=subproblems)
 
 
-def _extensions(identifier: Identifier | None, rule: str | None) -> dict[str, Any]:
+def _extensions(identifier: Identifier | SentIdentifier | None, rule: str | None) -> dict[str, Any]:
     members: dict[str, Any] = {}
     if identifier is not None:
-        members["identifier"] = {"type": identifier.type.value, "value": identifier.value}
+        members["identifier"] = {"type": str(identifier.type), "value": identifier.value}
     if rule is not None:
         members["rule"] = rule
     return members

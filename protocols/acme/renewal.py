@@ -14,6 +14,7 @@ from cryptography import x509
 from ca_server.domain.certificates import CertificateRecord, serial_text
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.incidents import Incident
 from protocols.acme.certid import CertId, certid_of, parse_certid
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore
@@ -63,6 +64,25 @@ def suggested_window(certid: CertId, usable_from: datetime, not_after: datetime)
     return Window(start, start + max(lifetime * LENGTH, _LEAST_LENGTH))
 
 
+def renewal_window(certid: CertId, record: CertificateRecord, incident: Incident | None, now: datetime) -> Window:
+    """The window of a certificate as it now is: in the past once it is revoked, moved up by an incident of its."""
+    if record.revoked_at is not None:
+        # In the past, whatever the clock of the node that revoked it: renew at once (RFC 9773 section 4.2).
+        end = min(record.revoked_at, now - _LEAST_LENGTH)
+        return Window(end - _OVERDUE, end)
+    window = suggested_window(certid, max(record.not_before, record.issued_at), record.not_after)
+    if incident is None or incident.created_at >= window.start:
+        return window
+    length = min(_INCIDENT, max(record.not_after - incident.created_at, _LEAST_LENGTH))
+    return Window(incident.created_at, incident.created_at + length)
+
+
+def is_due(record: CertificateRecord, incident: Incident | None, now: datetime) -> bool:
+    """Whether the window of a certificate has begun."""
+    certid = certid_of(x509.load_der_x509_certificate(record.certificate_der))
+    return certid is not None and renewal_window(certid, record, incident, now).start <= now
+
+
 def pause(certid: CertId, lifetime: timedelta, longest: timedelta) -> timedelta:
     """How long a client waits between two looks at a certificate's renewal information.
 
@@ -91,22 +111,19 @@ class Renewals:
         record = await self.find(certid)
         if record is None:
             raise CaError(ErrorKind.NOT_FOUND, "this server issued no certificate with that CertID")
-        usable_from = max(record.not_before, record.issued_at)
-        lifetime = record.not_after - usable_from
-        explanation = ""
-        if record.revoked_at is not None:
-            # In the past, whatever the clock of the node that revoked it: renew at once (RFC 9773 section 4.2).
-            end = min(record.revoked_at, now - _LEAST_LENGTH)
-            window = Window(end - _OVERDUE, end)
-        else:
-            window = suggested_window(certid, usable_from, record.not_after)
-            incident = await self._store.incident_of(record)
-            if incident is not None and incident.created_at < window.start:
-                length = min(_INCIDENT, max(record.not_after - incident.created_at, _LEAST_LENGTH))
-                window = Window(incident.created_at, incident.created_at + length)
-                explanation = incident.explanation_url
+        incident = None if record.is_revoked else await self._store.incident_of(record)
+        window = renewal_window(certid, record, incident, now)
+        moved = incident is not None and window.start == incident.created_at
+        lifetime = record.not_after - max(record.not_before, record.issued_at)
         until = pause(certid, lifetime, self._options.renewal_retry_after)
+        explanation = incident.explanation_url if incident is not None and moved else ""
         return RenewalInfo(window, int(until.total_seconds()), explanation)
+
+    async def is_due(self, record: CertificateRecord, names: frozenset[str], now: datetime) -> bool:
+        """Whether a certificate for these names (as `type:value`) renews that one, inside its window or after it."""
+        if frozenset(record.names) != names or record.not_after <= now:
+            return False
+        return is_due(record, None, now) or is_due(record, await self._store.incident_of(record), now)
 
     async def find(self, certid: CertId) -> CertificateRecord | None:
         """The certificate that an ACME account was given: the serial number finds it, its issuer's key confirms it."""

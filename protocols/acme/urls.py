@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 ID = "[A-Za-z0-9_-]{1,64}"
 """What an id looks like in a URL, as a regular expression; nothing else reaches the database."""
+CHALLENGE_ID = f"{ID}(?:/[a-z0-9-]{{1,32}})?"
+"""The id of a challenge: its authorization's, and its type. Challenges of old had an id like everything else."""
 
 
 def is_id(text: str) -> bool:
@@ -37,6 +39,10 @@ class Urls:
         """An account: the `kid` of its requests."""
         return f"{self.base}/acme/account/{account_id}"
 
+    def account_hash_prefix(self) -> str:
+        """What the hashed URIs of accounts begin with; nothing is served there."""
+        return f"{self.base}/acme/account-hash/"
+
     def account_orders(self, account_id: str) -> str:
         """The list of an account's orders."""
         return f"{self.base}/acme/account/{account_id}/orders"
@@ -58,7 +64,7 @@ class Urls:
         return f"{self.base}/acme/authorization/{authorization_id}"
 
     def challenge(self, challenge_id: str) -> str:
-        """A challenge."""
+        """A challenge; the id has a slash in it (`model.challenge_id`)."""
         return f"{self.base}/acme/challenge/{challenge_id}"
 
     def account_id_of(self, kid: str) -> str | None:

@@ -224,7 +224,7 @@ def test_what_a_killed_node_was_at_is_done_by_the_other(cluster: Cluster, nodes:
     cluster.traps[0].let_go()
 
     at_second = at_first.at(second)
-    challenge_id = challenge["url"].rpartition("/")[2]
+    challenge_id = challenge["url"].partition("/acme/challenge/")[2]
     (left,) = cluster.rows(f"SELECT lease_holder FROM acme_challenges WHERE id = '{challenge_id}'")
     assert left.lease_holder.startswith("node1/")
     name_to_show = f"_acme-challenge.{validated.body['identifiers'][0]['value']}"

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from interoplib.acme import AcmeClient
 from interoplib.commands import column, lines_of, refusal, rows, told
@@ -282,6 +283,10 @@ def test_cert_show(server: Server) -> None:
     assert shown["key"] == "ec-p256"
     assert shown["requester"].startswith("acme:")
     assert shown["validated_by"] == "http-01"
+    (validation,) = shown["validations"]
+    assert (validation["name"], validation["method"]) == ("dns:six.other.test", "http-01")
+    assert validation["validated_at"] <= shown["issued_at"]
+    assert validation["evidence"]
     assert shown["source"] == "127.0.0.1"
     assert shown["request_id"]
     assert [event["type"] for event in shown["events"]][:2] == ["issuance.reserved", "issuance.stored"]
@@ -498,12 +503,14 @@ def test_incidents(server: Server, tmp_path: Path) -> None:
 
 @BOTH_WAYS
 def test_eab_life(server: Server) -> None:
-    made = told(server, "eab", "create", "--profile", "short", "--owner", "[red]web[/red] :key: team", "--days", "2")
+    made = told(
+        server, "eab", "create", "--profile", "short", "--owner", "[red]web[/red] :key: team", "--expires", "2d"
+    )
     kid, secret = made["kid"], made["hmac_key"]
     assert not kid.startswith("-")
     assert len(secret) == 43
     listed = {row["kid"]: row for row in told(server, "eab", "list")}
-    assert (listed[kid]["status"], listed[kid]["profile"], listed[kid]["reusable"]) == ("usable", "short", False)
+    assert (listed[kid]["status"], listed[kid]["profiles"], listed[kid]["max_uses"]) == ("usable", ["short"], 1)
     assert "hmac_key" not in listed[kid]
     expires = datetime.fromisoformat(listed[kid]["expires_at"])
     assert abs(expires - datetime.now(UTC) - timedelta(days=2)) < timedelta(minutes=5)
@@ -524,25 +531,103 @@ def test_eab_for_people(server: Server) -> None:
     kid = lines[0].split()[-1]
     secret = lines[1].split()[-1]
     assert lines[2].split()[1:] == [f"--eab-kid={kid}", f"--eab-hmac-key={secret}"]
-    assert told(server, "eab", "disable", kid) == {"kid": kid, "status": "disabled"}
+    done = told(server, "eab", "disable", kid, "--and-accounts")
+    assert done == {"kid": kid, "status": "disabled", "accounts_revoked": True}
+
+
+def test_eab_policy_is_bound_shown_and_changed(server: Server) -> None:
+    wanted = ("--names", "*.web.example", "--names", "10.0.0.0/8", "--quota", "20 live", "--quota", "100 per 7d")
+    kid = told(server, "eab", "create", "--reusable", "--max-uses", "5", *wanted)["kid"]
+    shown = told(server, "eab", "show", kid)
+    assert (shown["names"], shown["quota"]) == (["*.web.example", "10.0.0.0/8"], ["20 live", "100 per 7d"])
+    assert (shown["uses"], shown["max_uses"], shown["accounts"], shown["certificates_live"]) == (0, 5, {}, 0)
+    changed = told(server, "eab", "update", kid, "--quota", "3 live", "--owner", "web team", "--expires", "1d")
+    assert (changed["quota"], changed["names"], changed["owner"]) == (["3 live"], shown["names"], "web team")
+    changed = told(server, "eab", "update", kid, "--names", "none", "--expires", "none", "--max-uses", "none")
+    assert (changed["quota"], changed["names"], changed["owner"]) == (["3 live"], [], "web team")
+    assert (changed["expires_at"], changed["max_uses"]) == (None, None)
+    event = events(server, "--object", f"eab:{kid}")[-1]
+    assert (event["type"], event["actor"], event["extra"]["live"]) == ("eab.updated", ACTOR, "3")
+    assert "web team" in server.cli("eab", "show", kid).stdout
 
 
 def test_eab_mistakes(server: Server) -> None:
     assert "there is no key 'nobody'" in refusal(server, "eab", "disable", "nobody", code=1)
     assert "there is no profile 'nobody'" in refusal(server, "eab", "create", "--profile", "nobody", code=1)
-    assert "--days" in refusal(server, "eab", "create", "--days", "0", code=2)
+    assert "10.0.0.1/8" in refusal(server, "eab", "create", "--names", "10.0.0.1/8", code=1)
 
 
 def test_acme_limits(server: Server) -> None:
     """The first account has taken all, the other one three of seven; each takes an hour to come back."""
-    listed = told(server, "acme", "limits")
+    listed = told(server, "acme", "limits", "list")
     assert [row["refuses"] for row in listed] == [True, False]
     assert all(row["key"].startswith("default/orders_per_account/") for row in listed)
     whole = [datetime.fromisoformat(row["whole_at"]) - datetime.now(UTC) for row in listed]
     assert timedelta(hours=2) < whole[1] <= timedelta(hours=3) < timedelta(hours=6) < whole[0] <= timedelta(hours=7)
-    assert told(server, "acme", "limits", "--refusing") == listed[:1]
-    assert told(server, "acme", "limits", "--limit", "1") == listed[:1]
-    assert listed[1]["key"] in server.cli("acme", "limits").stdout
+    assert told(server, "acme", "limits", "list", "--refusing") == listed[:1]
+    assert told(server, "acme", "limits", "list", "--limit", "1") == listed[:1]
+    assert listed[1]["key"] in server.cli("acme", "limits", "list").stdout
+    key = listed[1]["key"]
+    assert server.cli("acme", "limits", "reset", key).stdout == f"reset {key}\n"
+    event = events(server, "--object", f"acme-limit:{key}")[-1]
+    assert (event["type"], event["actor"]) == ("limit.reset", ACTOR)
+    assert "nothing is taken from" in refusal(server, "acme", "limits", "reset", key, code=1)
+    assert told(server, "acme", "limits", "list") == listed[:1]
+
+
+def test_acme_order_show(server: Server) -> None:
+    """From a name to the order, and from the order to what each attempt saw, the certificate and the log."""
+    name = "three.cli.test"
+    (listed,) = told(server, "acme", "order", "list", "--name", name)
+    assert (listed["status"], listed["names"]) == ("valid", [f"dns:{name}"])
+    shown = told(server, "acme", "order", "show", listed["id"])
+    assert shown["certificate"]["serial"] == serial_of(server, name)
+    (authorization,) = shown["authorizations"]
+    attempts = [attempt for challenge in authorization["challenges"] for attempt in challenge["attempts"]]
+    assert [attempt["outcome"] for attempt in attempts] == ["valid"]
+    assert attempts[0]["seen"]
+    found = {event["type"]: event for event in shown["events"]}
+    assert {"order.created", "challenge.validated", "issuance.reserved", "issuance.stored"} <= set(found)
+    assert found["issuance.stored"]["serial"] == shown["certificate"]["serial"]
+    leaves = [event["leaf"] for event in shown["events"]]
+    assert None not in leaves
+    assert found["order.created"]["request_id"] == shown["request_id"]
+    table = server.cli("acme", "order", "show", listed["id"]).stdout
+    for text in (shown["account"]["key_thumbprint"], attempts[0]["seen"][0], shown["certificate"]["serial"]):
+        assert text in table
+    account = told(server, "acme", "account", "show", listed["account"])
+    assert account["orders"] == len(NAMES)
+    assert account["id"] in [each["id"] for each in told(server, "acme", "account", "list")]
+
+
+def test_acme_simulate(server: Server, tmp_path: Path) -> None:
+    """Beside a running server, and with no trace in its log."""
+    account = told(server, "acme", "order", "list", "--name", HELD[0])[0]["account"]
+    leaves = len(server.cli("audit", "export").stdout.splitlines())
+    asked = ("acme", "simulate", "--account", account, "--profile", "short")
+    steps = told(server, *asked, "--name", HELD[0], "--name", "new.hold.test")
+    assert {step["verdict"] for step in steps} == {"allow"}
+    assert [step["name"] for step in steps][-3:] == ["csr", "certificate", "lint"]
+    reused, made = [step["detail"] for step in steps if step["name"] == "authorization"]
+    assert "a valid one is reused" in reused
+    assert "dns-01" in made
+    weak = tmp_path / "weak.pem"
+    key = rsa.generate_private_key(65537, 1024)
+    names = x509.SubjectAlternativeName([x509.DNSName(HELD[0])])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=False)
+    weak.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    options = ("--name", HELD[0], "--csr", str(weak), "--home", server.home, "--json")
+    last = json.loads(run([server.command, *asked, *options], expect=1).stdout)[-1]
+    assert (last["name"], last["verdict"], last["rule"]) == ("csr", "deny", "keys.allowed")
+    assert len(server.cli("audit", "export").stdout.splitlines()) == leaves
+
+
+def test_acme_order_mistakes(server: Server) -> None:
+    assert "there is no order 'none'" in refusal(server, "acme", "order", "show", "none", code=1)
+    assert "there is no account 'none'" in refusal(server, "acme", "account", "show", "none", code=1)
+    assert "--status" in refusal(server, "acme", "order", "list", "--status", "lost", code=2)
+    done = run([server.command, "acme", "order", "list", "-n", "1", "--home", str(server.home)])
+    assert re.search(r"^there may be more: --after \S+$", done.stderr, re.MULTILINE)
 
 
 # --- The audit log ------------------------------------------------------------------------------------------------

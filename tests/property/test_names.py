@@ -3,6 +3,7 @@
 import ipaddress
 import re
 
+import idna
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,20 @@ def test_whatever_passes_is_a_dns_name(text):
     assert len(identifier.value) <= 253
     assert all(len(label) <= 63 for label in identifier.value.split("."))
     assert identifier.base.value in identifier.value
+
+
+@given(st.text(min_size=1, max_size=20), HOST)
+def test_only_a_labels_pass_and_u_labels_are_told_theirs(label, rest):
+    name = f"{label}.{rest}"
+    try:
+        identifier = dns_identifier(name)
+    except InvalidNameError as error:
+        sent = str(error).partition("; send ")[2]
+        assert not sent or dns_identifier(sent).value == sent
+        return
+    for each in identifier.value.split("."):
+        if each.startswith("xn--"):
+            assert idna.alabel(idna.ulabel(each)).decode() == each
 
 
 @given(HOST.filter(lambda name: "." in name))

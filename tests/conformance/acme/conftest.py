@@ -39,6 +39,7 @@ from ca_server.core.ports import CreateEab, Health, Ping
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.revocation import Revocation
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
+from ca_server.domain.bindings import EabPolicy
 from ca_server.domain.certificates import BlockedKey, IssuedCertificate, RevocationRequest, RevokedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest
 from ca_server.domain.errors import CaError, ErrorKind
@@ -180,10 +181,16 @@ class Core:
 
 
 class Nameserver(asyncio.DatagramProtocol):
-    """An authoritative server for whatever is in `records`: (name, type) -> texts."""
+    """An authoritative server for whatever is in `records`: (name, type) -> texts.
+
+    Questions in `failing` get SERVFAIL, those in `silent` nothing; what it says is `authenticated` where it is asked.
+    """
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], list[str]] = {}
+        self.failing: set[tuple[str, str]] = set()
+        self.silent: set[tuple[str, str]] = set()
+        self.authenticated = False
         self.asked: list[tuple[str, str]] = []
         self._transport: asyncio.DatagramTransport | None = None
 
@@ -197,9 +204,15 @@ class Nameserver(asyncio.DatagramProtocol):
         question = query.question[0]
         name, kind = question.name.to_text(omit_final_dot=True).lower(), dns.rdatatype.to_text(question.rdtype)
         self.asked.append((name, kind))
+        if (name, kind) in self.silent:
+            return
+        if self.authenticated and query.flags & dns.flags.AD:
+            answer.flags |= dns.flags.AD
         found = self.records.get((name, kind))
         alias = self.records.get((name, "CNAME"))
-        if found is not None:
+        if (name, kind) in self.failing:
+            answer.set_rcode(dns.rcode.SERVFAIL)
+        elif found is not None:
             answer.answer.append(dns.rrset.from_text(question.name, 1, "IN", kind, *found))
         elif alias is not None:
             answer.answer.append(dns.rrset.from_text(question.name, 1, "IN", "CNAME", *alias))
@@ -279,6 +292,12 @@ class Key:
     @property
     def thumbprint(self) -> str:
         return b64url(hashlib.sha256(json.dumps(self.jwk, separators=(",", ":"), sort_keys=True).encode()).digest())
+
+    @property
+    def spki_sha256(self) -> bytes:
+        """What the blocklist has of it."""
+        spki = self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(spki).digest()
 
     def sign(self, data: bytes) -> bytes:
         match self.algorithm:
@@ -440,6 +459,7 @@ class World:
         self.session: aiohttp.ClientSession
         self.observed: list[tuple[str, str]] = []
         self.limited: list[str] = []
+        self.caa: list[tuple[str, str]] = []
 
     def events(self, process: str) -> EventFactory:
         return EventFactory(node="node", process=process, software="test", configuration="test")
@@ -506,6 +526,7 @@ class World:
                 linter=linter,
                 events=events,
                 fence=lambda: fence,
+                bound_key=SqlEabStore(database).bound_key,
             ),
             revocation=Revocation(
                 certificates=issuance_store,
@@ -542,6 +563,7 @@ class World:
             nonce_key=self.nonce_key,
             observe_validation=lambda kind, outcome: self.observed.append((kind, outcome)),
             observe_limit=self.limited.append,
+            observe_caa=lambda mode, outcome: self.caa.append((mode, outcome)),
         )
 
     async def serve(self, options: AcmeOptions | None = None, process: str = "front-1") -> None:
@@ -599,7 +621,9 @@ class World:
         await SqlIssuanceStore(self.database).block_spki(key, [])
 
     async def eab(self, **members: Any) -> tuple[str, str]:
-        created = await self.core.accounts.create(CreateEab(**members), "uid:0")
+        """An external account key and its secret; members of its policy are taken for what is bound to it."""
+        bound = {name: members.pop(name) for name in ("profiles", "names", "live", "rate") if name in members}
+        created = await self.core.accounts.create(CreateEab(EabPolicy(**bound), **members), "uid:0")
         return created.key.kid, created.hmac_key
 
 
@@ -641,3 +665,17 @@ def new_client() -> type[Client]:
 @pytest.fixture
 def profiles() -> dict[str, str]:
     return PROFILES
+
+
+@pytest.fixture
+def bound(world: World) -> Callable[..., Any]:
+    """Registers a client by a new external account key, or by the one given; gives the client and the key's id."""
+
+    async def register(key: tuple[str, str] | None = None, **members: Any) -> tuple[Client, str]:
+        kid, secret = key or await world.eab(**members)
+        client = Client(world)
+        jws = mac_binding(client.key.jwk, f"{client.base}/new-account", kid, secret)
+        assert (await client.register(externalAccountBinding=jws)).status == 201
+        return client, kid
+
+    return register

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from ca_server.core.ports import DisableEab
+
 
 async def test_fact_08_new_and_existing(world, new_client):
     client = new_client(world)
@@ -209,10 +211,10 @@ async def test_fact_11_bindings_that_are_refused(world, new_client, new_key, bin
     client = new_client(world)
     url = f"{client.base}/new-account"
     kid, secret = await world.eab(
-        lifetime_seconds=-1 if fault == "expired" else None, profile="short" if fault == "profile" else None
+        lifetime_seconds=-1 if fault == "expired" else None, profiles=("short",) if fault == "profile" else ()
     )
     if fault == "disabled":
-        await world.core.accounts.disable(kid, "uid:0")
+        await world.core.accounts.disable(DisableEab(kid), "uid:0")
     jws = binding(
         new_key().jwk if fault == "jwk" else client.key.jwk,
         f"{url}/" if fault == "url" else url,
@@ -233,7 +235,7 @@ async def test_fact_11_bindings_that_are_refused(world, new_client, new_key, bin
 
 async def test_fact_11_a_key_for_one_profile_gives_no_other(world, new_client, binding, external):
     client = new_client(world, profile="short")
-    kid, secret = await world.eab(profile="short")
+    kid, secret = await world.eab(profiles=("short",))
     url = f"{external}/acme/short/new-account"
     assert (await client.register(externalAccountBinding=binding(client.key.jwk, url, kid, secret))).status == 201
     assert (await client.order("a.short.test")).status == 201
@@ -274,3 +276,69 @@ async def test_an_update_may_name_the_status_that_stands(world):
     changed = await client.post(client.kid, {"status": "valid", "contact": ["mailto:a@a.test"]})
     assert (changed.status, changed.json["status"], changed.json["contact"]) == (200, "valid", ["mailto:a@a.test"])
     assert (await client.post(client.kid, {"status": "revoked"})).problem == "malformed"
+
+
+# --- Keys that are put on the blocklist later ---------------------------------------------------------------------
+
+
+async def test_an_account_whose_key_was_blocked_signs_nothing_any_more(world, new_client, new_key, csr):
+    world.resolve("a.test")
+    client, stranger = await world.client(), await world.client()
+    leaf = (await client.issue("a.test"))[0]
+    ready = await client.ready("a.test")
+    await world.block(client.key.spki_sha256)
+    fresh = new_client(world, client.key)
+    for answer in (
+        await client.order("a.test"),
+        await client.post(client.kid),
+        await client.finalize(ready, csr("a.test")),
+        await client.post(f"{client.base}/key-change", {}),
+        await fresh.register(onlyReturnExisting=True),
+        await fresh.register(),
+    ):
+        assert (answer.status, answer.problem, answer.json["rule"]) == (401, "unauthorized", "keys.blocklist")
+        assert "another key" in answer.json["detail"]
+    assert {event["rule"] for event in await world.audit("access.refused")} == {"jws.unauthorized"}
+    assert (await stranger.order("a.test")).status == 201
+    again = await world.client()
+    assert (await again.order("a.test")).status == 201, "with another key"
+    assert leaf is not None
+
+
+async def test_a_blocked_key_ends_the_orders_of_its_account_that_wait(world, csr):
+    world.resolve("a.test")
+    world.options = replace(world.options, finalize_wait=0.01)
+    await world.serve()
+    client = await world.client()
+    order = await client.ready("a.test")
+    world.core.outages = 1
+    await client.finalize(order, csr("a.test"))
+    await world.block(client.key.spki_sha256)
+    path = order.headers["Location"].rpartition("/")[2]
+    for _ in range(300):
+        status, error = (await world.query(f"SELECT status, error FROM acme_orders WHERE id = '{path}'"))[0]
+        if status == "invalid":
+            break
+        await asyncio.sleep(0.02)
+    assert b"blocklist" in error
+
+
+async def test_a_key_that_is_unblocked_signs_again(world):
+    client = await world.client()
+    await world.block(client.key.spki_sha256)
+    assert (await client.order("a.test")).status == 401
+    await world.execute("DELETE FROM spki_blocklist")
+    assert (await client.order("a.test")).status == 201
+
+
+async def test_the_key_of_a_changed_account_is_its_own(world, new_client, new_key):
+    client = await world.client()
+    old, new = client.key, new_key()
+    payload = {"account": client.kid, "oldKey": old.jwk}
+    inner = await new_client(world, new).jws(f"{client.base}/key-change", payload, nonce=None)
+    assert (await client.post(f"{client.base}/key-change", inner)).status == 200
+    client.key = new
+    await world.block(old.spki_sha256)
+    assert (await client.order("a.test")).status == 201
+    await world.block(new.spki_sha256)
+    assert (await client.order("a.test")).status == 401

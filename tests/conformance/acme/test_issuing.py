@@ -220,10 +220,5 @@ async def test_orders_of_the_past_are_forgotten(world, csr):
     left = {row[0] for row in await world.query("SELECT id FROM acme_orders")}
     assert left == {ids[3]}, "its authorization stands a day more"
     assert {row[0] for row in await world.query("SELECT value FROM acme_authorizations")} == {"d.test"}
-    assert {row[0] for row in await world.query("SELECT type FROM acme_challenges")} == {
-        "dns-01",
-        "dns-account-01",
-        "http-01",
-        "tls-alpn-01",
-    }
+    assert await world.count("acme_challenges") == 0
     assert (await client.issue("a.test"))[0].serial_number

@@ -15,7 +15,7 @@ from ca_server.store import acme_limits
 from ca_server.store.acme import SqlAcmeStore
 from ca_server.store.acme_limits import StandingLimit, count, draw
 from ca_server.store.database import Database
-from ca_server.store.inventory import SqlInventory
+from ca_server.store.limits import SqlLimitStore
 from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order, OrderIdentifier, OrderStatus
 from protocols.acme.ports import Lessee, NonceUse, OpenBounds
 
@@ -60,7 +60,7 @@ def authorization(name, account_id="account-one"):
         AuthorizationStatus.PENDING,
         NOW,
         LATER,
-        (Challenge(f"challenge-{name}", f"of-{name}", "http-01", "token"),),
+        (Challenge(f"of-{name}/http-01", f"of-{name}", "http-01", "token"),),
     )
 
 
@@ -197,8 +197,8 @@ async def test_an_order_is_finalized_once_and_taken_once(nodes, databases):
     lessee = Lessee("node/one/x", NOW, timedelta(minutes=1))
     for name in ("x", "y"):
         await create(first, name, [])
-        assert await first.begin_challenge("account-one", f"challenge-{name}", lessee, 10, None)
-        work = await first.challenge_work(f"challenge-{name}")
+        assert await first.begin_challenge("account-one", f"of-{name}/http-01", lessee, 10, None)
+        work = await first.challenge_work(f"of-{name}/http-01")
         assert await first.finish_challenge(work, lessee.holder, None, NOW, LATER, [])
     draws = [limit("names", "1 per 1h")]
     assert await first.begin_finalize("account-one", "x", b"csr", lessee, None, draws)
@@ -218,16 +218,16 @@ async def test_failures_are_counted_whether_or_not_there_is_room(nodes, database
     for name in ("x", "y", "z", "last"):
         await create(first, name, [])
     for name in ("x", "y", "z"):
-        assert await first.begin_challenge("account-one", f"challenge-{name}", lessee, 10, None, look)
+        assert await first.begin_challenge("account-one", f"of-{name}/http-01", lessee, 10, None, look)
     for name in ("x", "y", "z"):
-        work = await first.challenge_work(f"challenge-{name}")
+        work = await first.challenge_work(f"of-{name}/http-01")
         assert await second.finish_challenge(work, lessee.holder, b"{}", NOW, LATER, [], draws)
         assert not await second.finish_challenge(work, lessee.holder, b"{}", NOW, LATER, [], draws), "it is settled"
     with pytest.raises(CaError) as refused:
-        await second.begin_challenge("account-one", "challenge-last", lessee, 10, None, look)
+        await second.begin_challenge("account-one", "of-last/http-01", lessee, 10, None, look)
     assert refused.value.retry_after == 1800, "the third did not make it longer"
     later = Lessee("node/one/x", NOW + timedelta(minutes=30), timedelta(minutes=1))
-    assert await second.begin_challenge("account-one", "challenge-last", later, 10, None, look)
+    assert await second.begin_challenge("account-one", "of-last/http-01", later, 10, None, look)
     assert len(await arrivals(databases[0])) == 1
 
 
@@ -250,17 +250,30 @@ async def test_no_limit_no_statement_and_one_for_any_number(databases, monkeypat
     assert len(acme_limits.limit_locks(many)) <= 64
 
 
+async def test_a_key_is_reset_by_itself(databases):
+    limits = SqlLimitStore(databases[1])
+    for key in ("one", "two"):
+        for _ in range(3):
+            await databases[0].write(lambda connection, key=key: draw(connection, [limit(key)], NOW))
+    assert await limits.reset_limit("one", NOW, [])
+    assert [each.key for each in await limits.standing(NOW, 10)] == ["two"]
+    await databases[0].write(lambda connection: draw(connection, [limit("one")], NOW))
+    assert not await limits.reset_limit("nobody", NOW, [])
+    assert await limits.reset_limit("one", NOW, [])
+    assert not await limits.reset_limit("one", NOW, []), "nothing was taken from it"
+
+
 async def test_what_stands_is_listed(databases):
-    inventory = SqlInventory(databases[1])
+    limits = SqlLimitStore(databases[1])
     for key, times in (("full", 3), ("half", 2)):
         for _ in range(times):
             await databases[0].write(lambda connection, key=key: draw(connection, [limit(key)], NOW))
     full = StandingLimit("full", True, NOW + 10 * SECOND, NOW + 30 * SECOND)
-    assert await inventory.limits(NOW, 10) == (full, StandingLimit("half", False, NOW, NOW + 20 * SECOND))
-    assert await inventory.limits(NOW, 1) == (full,)
-    assert await inventory.limits(NOW, 10, refusing=True) == (full,)
-    assert await inventory.limits(NOW + 10 * SECOND, 10, refusing=True) == ()
-    assert await inventory.limits(NOW + 30 * SECOND, 10) == ()
+    assert await limits.standing(NOW, 10) == (full, StandingLimit("half", False, NOW, NOW + 20 * SECOND))
+    assert await limits.standing(NOW, 1) == (full,)
+    assert await limits.standing(NOW, 10, refusing=True) == (full,)
+    assert await limits.standing(NOW + 10 * SECOND, 10, refusing=True) == ()
+    assert await limits.standing(NOW + 30 * SECOND, 10) == ()
 
 
 async def test_what_is_past_is_forgotten(nodes, databases):

@@ -269,7 +269,14 @@ async def test_fact_19_several_bad_identifiers(world):
     assert answer.status == 400
     document = answer.json
     assert answer.problem == "rejectedIdentifier"
-    assert {sub["identifier"]["value"] for sub in document["subproblems"]} >= {"b..test"}
+    assert {sub["identifier"]["value"] for sub in document["subproblems"]} == {"a.example", "b..test", "c.example"}
+    one = await client.order("a.test", "x.onion")
+    (sub,) = one.json["subproblems"]
+    assert (sub["identifier"]["value"], sub["rule"]) == ("x.onion", "names.onion")
+    mixed = [{"type": "dns", "value": "a.example"}, {"type": "email", "value": "a@a.test"}]
+    mixed = await client.post(f"{client.base}/new-order", {"identifiers": mixed})
+    assert mixed.problem == "compound"
+    assert [sub["identifier"]["type"] for sub in mixed.json["subproblems"]] == ["email", "dns"]
     denied = await client.order("a.test", "a.example", "c.example")
     assert denied.problem == "rejectedIdentifier"
     assert {sub["identifier"]["value"] for sub in denied.json["subproblems"]} == {"a.example", "c.example"}

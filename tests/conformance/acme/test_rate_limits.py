@@ -1,9 +1,11 @@
 """Rate limits over HTTP (RFC 8555 section 6.6), and the keys that they count by."""
 
+import base64
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
 
 from ca_server.domain.names import dns_identifier, ip_identifier
 from ca_server.domain.rates import parse_rate
@@ -177,6 +179,91 @@ async def test_without_limits_no_key_is_kept(world):
     client = await world.client()
     await client.issue("a.test")
     assert await keys(world) == []
+
+
+async def test_newauthz_is_held_to_failed_validations_as_orders_are(world):
+    await serve(world, failures_per_name="1 per 500s")
+    world.resolve("a.test")
+    client = await world.client()
+    await fail(world, client, await client.order("a.test"))
+    name = {"identifier": {"type": "dns", "value": "a.test"}}
+    refused = await client.post(f"{client.base}/new-authz", name)
+    check_refused(refused, "acme.limits.failures_per_name", retry_after=int(refused.headers["Retry-After"]))
+    assert await world.audit("authorization.created") == []
+    other = {"identifier": {"type": "dns", "value": "b.test"}}
+    assert (await client.post(f"{client.base}/new-authz", other)).status == 201
+
+
+# --- Renewals -----------------------------------------------------------------------------------------------------
+
+ALL = ("orders_per_account", "orders_per_network", "orders")
+CERTIFICATES = ("certificates_per_name", "certificates_per_domain", "certificates_per_set")
+
+
+async def aged(world, days):
+    """Let all certificates be so many days older."""
+    moved = days * 86_400_000_000
+    change = ", ".join(f"{column} = {column} - {moved}" for column in ("not_before", "not_after", "issued_at"))
+    await world.execute(f"UPDATE certificates SET {change}")
+
+
+def certid(certificate):
+    authority = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    serial = certificate.serial_number
+    octets = serial.to_bytes(serial.bit_length() // 8 + 1, "big")
+    return ".".join(base64.urlsafe_b64encode(each).rstrip(b"=").decode() for each in (authority, octets))
+
+
+async def test_renewals_in_their_window_take_nothing(world, csr):
+    await serve(world, **dict.fromkeys((*ALL, *CERTIFICATES), "1 per 30d"))
+    world.resolve("a.test", "b.test")
+    client = await world.client()
+    leaf = (await client.issue("a.test"))[0]
+    before = await world.query("SELECT key, arrival FROM acme_limits ORDER BY key")
+    early = await client.order("a.test", replaces=certid(leaf))
+    assert early.status == 429, "it is before its window"
+    await aged(world, 70)
+    assert (await client.order("a.test")).status == 429, "it does not say what it replaces"
+    other = await client.order("a.test", "b.test", replaces=certid(leaf))
+    assert other.status == 429, "it has other names"
+    renewal = await client.order("a.test", replaces=certid(leaf))
+    assert renewal.status == 201
+    done = await client.finalize(renewal, csr("a.test"))
+    assert done.json["status"] == "valid"
+    assert await world.query("SELECT key, arrival FROM acme_limits ORDER BY key") == before
+    assert (await client.order("a.test", replaces=certid(leaf))).status == 409, "it is replaced"
+
+
+async def test_after_an_incident_all_may_renew(world, csr):
+    await serve(world, orders_per_account="1 per 30d")
+    world.resolve("a.test")
+    client = await world.client()
+    leaf = (await client.issue("a.test"))[0]
+    assert (await client.order("a.test", replaces=certid(leaf))).status == 429
+    revoked = "UPDATE certificates SET revoked_at = issued_at, revocation_reason = 0 WHERE requester_protocol = 'acme'"
+    await world.execute(revoked)
+    assert (await client.order("a.test", replaces=certid(leaf))).status == 201
+
+
+async def test_an_expired_certificate_is_not_renewed(world):
+    await serve(world, orders_per_account="1 per 30d")
+    world.resolve("a.test")
+    client = await world.client()
+    leaf = (await client.issue("a.test"))[0]
+    await aged(world, 91)
+    assert (await client.order("a.test", replaces=certid(leaf))).status == 429
+
+
+async def test_failed_validations_count_for_renewals_too(world):
+    await serve(world, failures_per_name="1 per 500s", orders="9 per 1h")
+    world.resolve("a.test")
+    client = await world.client()
+    leaf = (await client.issue("a.test"))[0]
+    await aged(world, 70)
+    await world.execute("UPDATE acme_authorizations SET status = 'expired'")
+    await fail(world, client, await client.order("a.test"))
+    refused = await client.order("a.test", replaces=certid(leaf))
+    assert refused.json["rule"] == "acme.limits.failures_per_name"
 
 
 # --- Keys ---------------------------------------------------------------------------------------------------------

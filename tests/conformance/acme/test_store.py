@@ -14,6 +14,8 @@ from ca_server.store.acme import SqlAcmeStore
 from ca_server.store.acme_orders import insert_order
 from ca_server.store.database import Database
 from ca_server.store.statements import Prepared
+from protocols.acme.caa.evaluation import CaaLookup
+from protocols.acme.caa.records import CaaRecord
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -46,7 +48,7 @@ def account(name="one"):
 
 
 def authorization(order, name):
-    challenge = Challenge(f"challenge-{order}-{name}", f"{order}-{name}", "http-01", "token")
+    challenge = Challenge(f"{order}-{name}/http-01", f"{order}-{name}", "http-01", "token")
     return Authorization(
         challenge.authorization_id,
         "account-one",
@@ -74,11 +76,11 @@ async def test_authorizations_settled_at_once_make_the_order_ready(nodes):
         await first.create_order(order(name, "a", "b"), candidates, bounds(1000), [], None)
         for node, each in ((first, "a"), (second, "b")):
             lessee = Lessee(f"node/{each}", NOW, timedelta(minutes=1))
-            assert await node.begin_challenge("account-one", f"challenge-{name}-{each}", lessee, 1000, None)
+            assert await node.begin_challenge("account-one", f"{name}-{each}/http-01", lessee, 1000, None)
     settled = []
     for name in orders:
         for node, each in ((first, "a"), (second, "b")):
-            work = await node.challenge_work(f"challenge-{name}-{each}")
+            work = await node.challenge_work(f"{name}-{each}/http-01")
             finish = node.finish_challenge(work, f"node/{each}", None, NOW, LATER, [])
             settled.append(asyncio.create_task(finish))
     assert all(await asyncio.gather(*settled))
@@ -139,8 +141,8 @@ async def test_a_nonce_is_used_up_with_what_was_done_and_with_what_was_not_to_be
     lessee = Lessee("node/a", NOW, timedelta(minutes=1))
     assert not await first.begin_finalize("account-one", "x", b"csr", lessee, nonce), "the order is pending"
     with pytest.raises(NonceReplayedError):
-        await first.begin_challenge("account-one", "challenge-x-a", lessee, 10, nonce)
-    assert (await first.challenge("challenge-x-a"))[0].status == "pending"
+        await first.begin_challenge("account-one", "x-a/http-01", lessee, 10, nonce)
+    assert (await first.challenge("x-a/http-01"))[0].status == "pending"
 
 
 async def test_a_change_that_failed_leaves_the_nonce(nodes):
@@ -205,7 +207,7 @@ async def test_work_is_taken_over_by_one(nodes):
     for number in range(10):
         await first.create_order(order(f"o{number}", "a"), [authorization(f"o{number}", "a")], bounds(100), [], None)
         lessee = Lessee("one/front-1/x", NOW, minute)
-        await first.begin_challenge("account-one", f"challenge-o{number}-a", lessee, 100, None)
+        await first.begin_challenge("account-one", f"o{number}-a/http-01", lessee, 100, None)
     early = Lessee("two/front-1/y", NOW, minute)
     assert await second.claim_challenges(early, 100, b"{}") == (), "the leases still run"
     assert await second.claim_challenges(early, 100, b"{}", restarted=True) == (), "they are of another node"
@@ -213,7 +215,7 @@ async def test_work_is_taken_over_by_one(nodes):
     taken = await asyncio.gather(
         *(node.claim_challenges(each, 100, b"{}") for node, each in zip(nodes, late, strict=True))
     )
-    assert sorted(work.id for work in taken[0] + taken[1]) == sorted(f"challenge-o{number}-a" for number in range(10))
+    assert sorted(work.id for work in taken[0] + taken[1]) == sorted(f"o{number}-a/http-01" for number in range(10))
     assert {work.attempt for work in taken[0] + taken[1]} == {2}
     owner = late[0] if taken[0] else late[1]
     sibling = Lessee("two/front-11/w", owner.now, minute)
@@ -233,8 +235,8 @@ async def test_orders_are_taken_over_by_the_same_process_alone(nodes):
     minute = timedelta(minutes=1)
     await first.create_order(order("x", "a"), [authorization("y", "a")], bounds(100), [], None)
     begun = Lessee("one/front-1/x", NOW, minute)
-    assert await first.begin_challenge("account-one", "challenge-y-a", begun, 10, None)
-    work = await first.challenge_work("challenge-y-a")
+    assert await first.begin_challenge("account-one", "y-a/http-01", begun, 10, None)
+    work = await first.challenge_work("y-a/http-01")
     assert await first.finish_challenge(work, begun.holder, None, NOW, LATER, [])
     assert await first.begin_finalize("account-one", "x", b"csr", begun, None)
     assert await first.claim_orders(Lessee("one/front-2/y", NOW, minute), 10, restarted=True) == ()
@@ -256,7 +258,7 @@ async def test_accounts_take_turns_when_work_is_taken_over(nodes):
                 [],
                 None,
             )
-            await first.begin_challenge(f"account-{name}", f"challenge-{name}{each}-a", lessee, 100, None)
+            await first.begin_challenge(f"account-{name}", f"{name}{each}-a/http-01", lessee, 100, None)
     late = Lessee("two/front-1/y", NOW + timedelta(minutes=2), timedelta(minutes=1))
     taken = await first.claim_challenges(late, 4, b"{}")
     assert sorted(work.account_id for work in taken) == ["account-one", "account-one", "account-two", "account-two"]
@@ -268,17 +270,17 @@ async def test_challenges_that_can_not_succeed_are_given_up(nodes, url, change):
     await first.create_account(account(), [], None)
     await first.create_order(order("x", "a"), [authorization("x", "a")], bounds(100), [], None)
     lessee = Lessee("one/front-1/x", NOW, timedelta(minutes=1))
-    await first.begin_challenge("account-one", "challenge-x-a", lessee, 100, None)
+    await first.begin_challenge("account-one", "x-a/http-01", lessee, 100, None)
     database = await Database.open(url)
     await database.write(
         lambda connection: connection.execute(text(f"UPDATE acme_authorizations SET {change}")) and None
     )
     await database.close()
-    work = await first.challenge_work("challenge-x-a")
+    work = await first.challenge_work("x-a/http-01")
     assert not await first.finish_challenge(work, lessee.holder, None, NOW, LATER, []), "it is not valid any more"
     late = Lessee("two/front-1/y", NOW + timedelta(minutes=2), timedelta(minutes=1))
     assert await first.claim_challenges(late, 4, b'{"type":"x"}') == ()
-    challenge, found = await first.challenge("challenge-x-a")
+    challenge, found = await first.challenge("x-a/http-01")
     assert (challenge.status, challenge.error) == ("invalid", b'{"type":"x"}')
     assert found.status_at(NOW) in {"deactivated", "invalid"}
 
@@ -290,8 +292,40 @@ async def test_one_account_has_so_many_challenges_in_processing(nodes):
     for number in range(3):
         await first.create_order(order(f"o{number}", "a"), [authorization(f"o{number}", "a")], bounds(100), [], None)
     for number in range(2):
-        assert await first.begin_challenge("account-one", f"challenge-o{number}-a", lessee, 2, None)
+        assert await first.begin_challenge("account-one", f"o{number}-a/http-01", lessee, 2, None)
     with pytest.raises(CaError) as caught:
-        await first.begin_challenge("account-one", "challenge-o2-a", lessee, 2, None)
+        await first.begin_challenge("account-one", "o2-a/http-01", lessee, 2, None)
     assert caught.value.kind is ErrorKind.RATE_LIMITED
-    assert (await first.challenge("challenge-o2-a"))[0].status == "pending"
+    assert (await first.challenge("o2-a/http-01"))[0].status == "pending"
+
+
+def caa_lookup(name, at, *values):
+    records = tuple(CaaRecord(128, "issue", value) for value in values)
+    return CaaLookup(name, at, "test" if values else "", records, authenticated=bool(values))
+
+
+async def test_caa_lookups_are_kept_for_everybody_until_they_are_too_old(nodes):
+    first, second = nodes
+    old, new = NOW - timedelta(hours=9), NOW
+    many = [caa_lookup(f"n{number:03}.test", new) for number in range(100)]
+    await first.save_caa([caa_lookup("a.test", old, b"ca.test"), *many], [])
+    assert await second.caa_lookups(["a.test", "n042.test", "none.test"], NOW - timedelta(hours=8)) == {
+        "n042.test": many[42]
+    }
+    odd = caa_lookup("a.test", new, b"ca.test", b"\x00\xff", b"")
+    await asyncio.gather(*(node.save_caa([odd, many[0]], []) for node in nodes for _ in range(5)))
+    assert await first.caa_lookups(["a.test"], new) == {"a.test": odd}
+    await first.save_caa([caa_lookup("b.test", old)], [])
+    assert await second.prune_caa(NOW - timedelta(hours=8), 1000) == 1
+    assert await second.prune_caa(NOW + timedelta(hours=1), 60) == 60, "no more than it is told to"
+    assert len(await first.caa_lookups([each.name for each in many], old)) in {40, 41}
+
+
+async def test_caa_lookups_are_of_one_tenant(url):
+    database = await Database.open(url)
+    one, other = SqlAcmeStore(database, "one"), SqlAcmeStore(database, "other")
+    await one.save_caa([caa_lookup("a.test", NOW)], [])
+    await other.save_caa([caa_lookup("a.test", NOW, b"ca.test")], [])
+    assert (await one.caa_lookups(["a.test"], NOW))["a.test"].records == ()
+    assert len((await other.caa_lookups(["a.test"], NOW))["a.test"].records) == 1
+    await database.close()

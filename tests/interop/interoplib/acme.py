@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import hmac
 import json
 import ssl
 import time
@@ -72,8 +73,18 @@ class AcmeClient:
 
     # --- Account, orders ------------------------------------------------------------------------------------------
 
-    def register(self) -> "AcmeClient":
-        answer = self.post(self.directory["newAccount"], {"termsOfServiceAgreed": True})
+    def register(self, external: tuple[str, str] | None = None) -> "AcmeClient":
+        """NewAccount; with an external account key, its id and its secret, bound by it (section 7.3.4)."""
+        url = self.directory["newAccount"]
+        payload: dict[str, Any] = {"termsOfServiceAgreed": True}
+        if external is not None:
+            kid, secret = external
+            protected = b64url(json.dumps({"alg": "HS256", "kid": kid, "url": url}).encode())
+            body = b64url(json.dumps(self.jwk).encode())
+            mac = hmac.digest(base64.urlsafe_b64decode(secret + "=="), f"{protected}.{body}".encode(), "sha256")
+            bound = {"protected": protected, "payload": body, "signature": b64url(mac)}
+            payload["externalAccountBinding"] = bound
+        answer = self.post(url, payload)
         self.account_url = answer.headers["location"]
         return self
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interoplib.acme import AcmeClient, Order, make_csr
+from interoplib.commands import told
 from interoplib.dns import NameServer
+from interoplib.server import Server
 from interoplib.web import ChallengeServer
 
 
@@ -32,6 +34,12 @@ class Enrollment:
     client: AcmeClient
     web: ChallengeServer
     dns: NameServer
+
+    def bound_by(self, server: Server, *policy: str) -> tuple["Enrollment", str]:
+        """Another account at the same place, let in by a new external account key; with the key's id."""
+        made = told(server, "eab", "create", *policy)
+        client = AcmeClient(server.directory, server.root).register((made["kid"], made["hmac_key"]))
+        return Enrollment(client, self.web, self.dns), made["kid"]
 
     def authorize(self, order: Order, kind: str = "http-01", *, wait: bool = True) -> None:
         for name, url in zip(order.body["identifiers"], order.body["authorizations"], strict=True):

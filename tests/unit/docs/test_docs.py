@@ -110,8 +110,8 @@ def test_all_commands_are_in_the_readme() -> None:
     told: set[str] = set()
     for line in readme.splitlines():
         if line.startswith("| `ca-server "):
-            noun, *verbs = code(line)[0].removeprefix("ca-server ").split()
-            told |= {f"ca-server {noun} {verb}" for verb in verbs[0].split("\\|")} if verbs else {f"ca-server {noun}"}
+            *nouns, verbs = code(line)[0].split()
+            told |= {" ".join((*nouns, verb)) for verb in verbs.split("\\|")}
     assert told == set(commands())
 
 

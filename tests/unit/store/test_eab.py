@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from ca_server.domain.accounts import Account, AccountRegistration, AccountStatus, EabKey, ExternalBinding
+from ca_server.core.ports import EabClaim
+from ca_server.domain.accounts import Account, AccountRegistration, AccountStatus, ExternalBinding
+from ca_server.domain.bindings import EabKey, EabPolicy
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.rates import Draw, parse_rate
 from ca_server.store import eab as eab_module
 from ca_server.store.database import Database
 from ca_server.store.eab import SqlEabStore
+from ca_server.store.issuance import SqlIssuanceStore
 
 
 @pytest.fixture
@@ -27,7 +30,6 @@ def eab_key(world: Any, kid: str = "kid", **changes: Any) -> EabKey:
         expires_at=None,
         reusable=False,
         disabled_at=None,
-        profile=None,
         owner="Ann",
         uses=0,
         last_used_at=None,
@@ -55,7 +57,9 @@ def registration(world: Any, account: str = "account", kid: str = "kid", **chang
 
 async def test_keys_are_kept_listed_and_disabled(world: Any, store: SqlEabStore) -> None:
     first = eab_key(world, "first")
-    second = eab_key(world, "second", created_at=world.now + timedelta(seconds=1), profile="p", reusable=True)
+    second = eab_key(
+        world, "second", created_at=world.now + timedelta(seconds=1), policy=EabPolicy(("p", "q")), reusable=True
+    )
     for key in (first, second):
         await store.create_eab(key, b"secret", [])
     assert await store.eab("first") == (first, b"secret")
@@ -105,8 +109,11 @@ async def test_an_account_is_bound_once(world: Any, store: SqlEabStore, monkeypa
         ({"disabled": True}, False),
         ({"expires": 0}, False),
         ({"expires": 1}, True),
-        ({"profile": "default"}, True),
-        ({"profile": "another"}, False),
+        ({"uses": 1, "reusable": True, "max_uses": 2}, True),
+        ({"uses": 2, "reusable": True, "max_uses": 2}, False),
+        ({"policy": EabPolicy(("default",))}, True),
+        ({"policy": EabPolicy(("another", "default"))}, True),
+        ({"policy": EabPolicy(("another",))}, False),
         ({"tenant": "another"}, False),
         ({"kid": "another"}, False),
     ],
@@ -184,3 +191,45 @@ async def test_accounts_beyond_a_rate_use_no_key_up(world: Any, store: SqlEabSto
     assert found is not None
     assert found[0].uses == 0
     assert (await store.bind_account(second, world.now + timedelta(hours=1), [])).created
+
+
+@pytest.mark.parametrize("quota", [EabPolicy(live=2), EabPolicy(rate="2 per 7d")])
+async def test_a_quota_is_exact_on_all_nodes(world: Any, store: SqlEabStore, url: str, quota: EabPolicy) -> None:
+    other = await Database.open(url)
+    nodes = [SqlIssuanceStore(world.database), SqlIssuanceStore(other)]
+    await store.create_eab(eab_key(world, policy=quota), b"secret", [])
+    await store.bind_account(registration(world, "account-1"), world.now, [])
+    claim = EabClaim("kid", ("dns:a.example.test",))
+    tries = [nodes[n % 2].reserve(world.intent(f"race-{n}"), b"c" * 32, [], claim=claim) for n in range(12)]
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    assert results.count(None) == 2
+    assert {each.kind for each in results if isinstance(each, CaError)} == {ErrorKind.RATE_LIMITED}
+    await other.close()
+
+
+async def test_a_retry_takes_nothing_from_the_rate_and_needs_a_place_again(world: Any, store: SqlEabStore) -> None:
+    issuance = SqlIssuanceStore(world.database)
+    policy = EabPolicy(live=1, rate="2 per 7d")
+    await store.create_eab(eab_key(world, policy=policy), b"secret", [])
+    await store.bind_account(registration(world, "account-1"), world.now, [])
+    claim = EabClaim("kid", ("dns:a.example.test",))
+
+    async def reserve(transaction: str) -> str:
+        intent = world.intent(transaction)
+        await issuance.reserve(intent, b"c" * 32, [], claim=claim)
+        return str(intent.id)
+
+    async def refused(transaction: str) -> str | None:
+        with pytest.raises(CaError) as error:
+            await reserve(transaction)
+        return error.value.rule
+
+    first = await reserve("first")
+    assert await refused("second") == "eab.live"
+    await issuance.abandon(first, "test", [])
+    second = await reserve("second")
+    assert await refused("first") == "eab.live", "the second has its place now"
+    await issuance.abandon(second, "test", [])
+    await issuance.abandon(await reserve("first"), "test", [])
+    assert await refused("third") == "eab.rate"
+    await reserve("second")
