@@ -29,7 +29,12 @@ META = {
     "website": "https://ca.test/",
     "caaIdentities": ["ca.test"],
     "externalAccountRequired": True,
+    "issuerDomainNames": ["ca.test"],
+    "accountHashPrefix": "https://ca.example.test:8443/acme/account-hash/",
+    "subdomainAuthAllowed": True,
 }
+NOT_CALLED = {META["termsOfService"], META["website"], META["accountHashPrefix"]}
+"""Pages of others, and what names in records begin with (draft-ietf-acme-dns-persist section 4.2)."""
 CHALLENGES = {"http-01", "dns-01", "dns-account-01", "dns-persist-01", "tls-alpn-01"}
 
 
@@ -135,10 +140,14 @@ class Walk:
 
 
 @pytest.fixture
-async def walk(world, external, new_client):
+async def walk(world, external, new_client, profiles):
     """A walk through a server on which all that can be switched on is on."""
+    changed = profiles["default"].replace("[names]", "[names]\nallow_subdomain_authorization = true")
+    await world.put_in_force(profiles | {"default": changed})
     options = replace(
         world.options,
+        challenges=tuple(sorted(CHALLENGES)),
+        validation=replace(world.options.validation, issuer_domain_names=tuple(META["issuerDomainNames"])),
         require_eab=META["externalAccountRequired"],
         terms_of_service=META["termsOfService"],
         website=META["website"],
@@ -153,13 +162,15 @@ async def test_fact_25_whatever_the_directory_leads_to_works(walk, world, extern
     meta = directory.pop("meta")
     assert set(directory) == set(ENTRIES), "walk what is new, too"
     assert meta == META, "walk what is new, too"
-    walk.named -= {meta["termsOfService"], meta["website"], directory["renewalInfo"]}
+    walk.named -= NOT_CALLED | {directory["renewalInfo"]}
     await walk.get(directory["newNonce"])
     orders = await walk.account(directory, binding)
 
     world.resolve("a.test", "b.test")
     identifiers = [{"type": "dns", "value": name} for name in ("a.test", "*.b.test")]
-    asked = await walk.post(directory["newAuthz"], {"identifier": identifiers[0]})
+    below = identifiers[0] | {"subdomainAuthAllowed": True}
+    asked = await walk.post(directory["newAuthz"], {"identifier": below})
+    assert asked.json["subdomainAuthAllowed"]
     await walk.post(asked.headers["Location"], {"status": "deactivated"})
     order = await walk.post(directory["newOrder"], {"identifiers": identifiers})
     offered = [await walk.authorize(url) for url in order.json["authorizations"]]
