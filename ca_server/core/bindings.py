@@ -5,12 +5,19 @@ quotas are counted where they are taken from (`eab.live`, `eab.rate`).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ca_server.domain.bindings import EabKey, NamePatterns
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.names import Identifier
 
 _REMEDY = "ask this CA's operators for a key that allows it"
+
+
+@lru_cache(maxsize=1000)
+def _patterns(texts: tuple[str, ...]) -> NamePatterns:
+    """What a key's patterns mean, remembered: its accounts ask again and again."""
+    return NamePatterns.parse(texts)
 
 
 def decide_binding(key: EabKey, profile: str, identifiers: Sequence[Identifier]) -> tuple[Deny, ...]:
@@ -27,7 +34,7 @@ def decide_binding(key: EabKey, profile: str, identifiers: Sequence[Identifier])
         return (Deny("eab.profile", f"{detail}; use the directory of such a one, or {_REMEDY}"),)
     if not policy.names:
         return ()
-    patterns = NamePatterns.parse(policy.names)
+    patterns = _patterns(policy.names)
     return tuple(
         Deny(
             "eab.names",

@@ -83,7 +83,7 @@ class _Admitted:
         key = self.eab_key
         if key is None:
             return NO_CLAIM
-        return EabClaim(key.kid, tuple(map(str, self.request.identifiers)), counts=key.policy.counts)
+        return EabClaim(key.kid, tuple(map(str, self.request.identifiers)))
 
 
 async def _no_key(_kid: str) -> EabKey | None:

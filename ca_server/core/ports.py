@@ -357,14 +357,10 @@ class EnrollmentState:
 
 @dataclass(frozen=True, slots=True)
 class EabClaim:
-    """The external account key that an account is said to be bound by (empty: none), and the names asked for.
-
-    `counts` says that the key has quotas, which the names tell renewals apart for.
-    """
+    """The external account key that an account is said to be bound by (empty: none), and the names that it asks for."""
 
     kid: str = ""
     names: tuple[str, ...] = ()
-    counts: bool = False
 
 
 NO_CLAIM: Final = EabClaim()

@@ -116,6 +116,8 @@ class EabKey:
     """Since when its accounts get nothing any more."""
     arrival: datetime | None = None
     """Of the quota's rate (`ca_server.domain.rates`)."""
+    live_bound: int | None = None
+    """Its certificates that are live are no more than these; None: nobody has counted."""
 
     @property
     def is_used_up(self) -> bool:

@@ -149,7 +149,7 @@ class SqlAcmeStore:
             no_room = look(connection, key, account.id, tuple(map(str, names)), now) if names else None
             return Binding(key, no_room)
 
-        return await self._database.read(query)
+        return await self._database.glance(query, one_moment=False)
 
     async def account_by_key(self, tenant: str, thumbprint: str) -> Account | None:
         return await self._database.read(lambda connection: account_by_thumbprint(connection, tenant, thumbprint))

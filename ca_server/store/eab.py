@@ -27,7 +27,8 @@ _SECRET = select(*COLUMNS, eab_keys.c.ciphertext).where(eab_keys.c.kid == bindpa
 _ALL = select(*COLUMNS).order_by(eab_keys.c.created_at.desc(), eab_keys.c.kid)
 _OF_KID = update(eab_keys).where(eab_keys.c.kid == bindparam("of_kid"))
 _CHANGED = ("owner", "expires_at", "max_uses", *POLICY)
-_CHANGE = _OF_KID.values({name: bindparam(f"new_{name}") for name in _CHANGED})
+# What was not counted while there was no quota is counted at the next certificate.
+_CHANGE = _OF_KID.values({name: bindparam(f"new_{name}") for name in _CHANGED} | {"live_bound": None})
 _DISABLE = _OF_KID.where(eab_keys.c.disabled_at.is_(None)).values(disabled_at=bindparam("now"))
 _DISABLE_ACCOUNTS = _OF_KID.where(eab_keys.c.accounts_revoked_at.is_(None)).values(accounts_revoked_at=bindparam("now"))
 _USE = _OF_KID.values(uses=eab_keys.c.uses + 1, last_used_at=bindparam("now"))

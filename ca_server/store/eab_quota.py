@@ -1,9 +1,12 @@
 """Quotas of external account keys: counted in the transaction that reserves a certificate, under the key's lock.
 
-A certificate counts from its reservation until it expires or is revoked. A renewal, that is a certificate of the same
-account for the same names as one that is inside its window (RFC 9773) and that no other renews, takes that one's place:
-it is not taken from the rate, and of the two one counts. What renews what is on record here, in rows that the core
-alone writes; clients need not say `replaces`.
+A certificate counts from its reservation until it expires or is revoked; on hold it keeps its place. A renewal, that is
+a certificate of the same account for the same names as one that is inside its window (RFC 9773) and that no other
+renews, takes that one's place: it is not taken from the rate, and of the two one counts. What renews what is on record
+here, in rows that the core alone writes; clients need not say `replaces`.
+
+How many are live is counted when a bound on it (`live_bound`) that grows with each is at the quota, and seldom else: it
+falls by itself, as certificates expire and are revoked, and nothing but a reservation makes it grow.
 """
 
 from collections.abc import Sequence
@@ -11,9 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Integer, bindparam, exists, func, insert, select, type_coerce, update
+from sqlalchemy import Connection, Integer, bindparam, exists, func, insert, or_, select, type_coerce, update
 
 from ca_server.domain.bindings import EabKey
+from ca_server.domain.certificates import RevocationReason
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.rates import Rate, admit
@@ -47,12 +51,16 @@ _IS_RENEWED = exists(
         ),
     )
 )
+_HOLDS_A_PLACE = or_(
+    certificates.c.revoked_at.is_(None),
+    certificates.c.revocation_reason == RevocationReason.CERTIFICATE_HOLD.value,
+)
 _OF_KEY = (
     acme_accounts.c.eab_kid == bindparam("of_kid"),
     certificates.c.requester_id == acme_accounts.c.id,
     certificates.c.requester_protocol == _ACME,
     certificates.c.not_after > bindparam("now"),
-    certificates.c.revoked_at.is_(None),
+    _HOLDS_A_PLACE,
     ~_IS_RENEWED,
 )
 _RESERVED = (
@@ -72,16 +80,21 @@ _COUNT_LIVE = Prepared(
     select(type_coerce(_STORED.scalar_subquery() + _RESERVED.scalar_subquery(), Integer).label("live"))
 )
 _FIRST_END = select(func.min(certificates.c.not_after)).select_from(acme_accounts, certificates).where(*_OF_KEY)
-_SAME_ACCOUNT = SELECT_RECORDS.where(
-    certificates.c.id.in_(
-        select(certificate_names.c.certificate_id).where(certificate_names.c.reversed == bindparam("first_reversed"))
-    ),
-    certificates.c.requester_id == bindparam("of_account"),
-    certificates.c.requester_protocol == _ACME,
-    certificates.c.not_after > bindparam("now"),
-    certificates.c.revoked_at.is_(None),
-    ~_IS_RENEWED,
-).order_by(certificates.c.id)
+# Most certificates are for names that the account has none for: one index tells that.
+_WITH_NAME = Prepared(
+    select(certificates.c.id)
+    .join(certificate_names, certificate_names.c.certificate_id == certificates.c.id)
+    .where(
+        certificate_names.c.reversed == bindparam("first_reversed"),
+        # No column for an index: that of an account's certificates is longer than that of a name's.
+        certificates.c.requester_id.concat("") == bindparam("of_account"),
+        certificates.c.requester_protocol == _ACME,
+        certificates.c.not_after > bindparam("now"),
+        certificates.c.revoked_at.is_(None),
+        ~_IS_RENEWED,
+    )
+)
+_BY_IDS = SELECT_RECORDS.where(certificates.c.id.in_(bindparam("ids", expanding=True))).order_by(certificates.c.id)
 _OWN_RENEWAL = Prepared(
     select(eab_renewals.c.certificate_id).where(eab_renewals.c.enrollment_id == bindparam("of_enrollment"))
 )
@@ -90,7 +103,11 @@ _TAKE_OVER = (
     .where(eab_renewals.c.certificate_id == bindparam("of_certificate"))
     .values(enrollment_id=bindparam("of_enrollment"))
 )
-_SET_ARRIVAL = update(eab_keys).where(eab_keys.c.kid == bindparam("of_kid")).values(arrival=bindparam("next_arrival"))
+_TAKE = Prepared(
+    update(eab_keys)
+    .where(eab_keys.c.kid == bindparam("of_kid"))
+    .values(arrival=bindparam("next_arrival"), live_bound=bindparam("next_bound"))
+)
 _ACCOUNTS = select(acme_accounts.c.status, func.count()).where(acme_accounts.c.eab_kid == bindparam("of_kid"))
 _ISSUED = (
     select(func.count(), func.max(certificates.c.issued_at))
@@ -130,8 +147,10 @@ def look(connection: Connection, key: EabKey, account_id: str, names: Sequence[s
     """The refusal that a certificate for these names would meet now; nothing is taken."""
     if not key.policy.counts or _renewed(connection, account_id, names, now) is not None:
         return None
-    if key.policy.live is not None and _live(connection, key.kid, now) >= key.policy.live:
-        return _no_place(connection, key.kid, key.policy.live, now)
+    live = key.policy.live
+    may_be_used_up = live is not None and (key.live_bound is None or key.live_bound >= live)
+    if live is not None and may_be_used_up and _live(connection, key.kid, now) >= live:
+        return _no_place(connection, key.kid, live, now)
     rate = key.policy.parsed_rate
     if rate is not None and _next_arrival(key, rate, now) is None:
         return _too_many(key, rate, now)
@@ -163,16 +182,19 @@ def take(
         _record_renewal(connection, renewed, enrollment_id)
         return
     live = key.policy.live
-    # The intent is counted already.
-    if live is not None and _live(connection, kid, now) > live:
-        raise _no_place(connection, kid, live, now)
+    bound = None if key.live_bound is None else key.live_bound + 1
+    if live is not None and (bound is None or bound > live):
+        # The intent is counted already.
+        bound = _live(connection, kid, now)
+        if bound > live:
+            raise _no_place(connection, kid, live, now)
+    arrival = key.arrival
     rate = key.policy.parsed_rate
-    if rate is None or not is_new:
-        return
-    arrival = _next_arrival(key, rate, now)
-    if arrival is None:
-        raise _too_many(key, rate, now)
-    connection.execute(_SET_ARRIVAL, {"of_kid": kid, "next_arrival": arrival})
+    if rate is not None and is_new:
+        arrival = _next_arrival(key, rate, now)
+        if arrival is None:
+            raise _too_many(key, rate, now)
+    _TAKE.execute(connection, {"of_kid": kid, "next_arrival": arrival, "next_bound": bound})
 
 
 def _live(connection: Connection, kid: str, now: datetime) -> int:
@@ -186,7 +208,10 @@ def _renewed(connection: Connection, account_id: str, names: Sequence[str], now:
     wanted = frozenset(names)
     first = min(wanted).partition(":")[2]
     parameters = {"first_reversed": first.lower()[::-1], "of_account": account_id, "now": now}
-    rows = connection.execute(_SAME_ACCOUNT, parameters).all()
+    candidates = _WITH_NAME.execute(connection, parameters).scalars()
+    if not candidates:
+        return None
+    rows = connection.execute(_BY_IDS, {"ids": candidates}).all()
     for row, record in zip(rows, records_of(connection, rows), strict=True):
         if frozenset(record.names) != wanted:
             continue

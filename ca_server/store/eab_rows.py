@@ -21,6 +21,7 @@ COPIED: Final = (
     "max_uses",
     "accounts_revoked_at",
     "arrival",
+    "live_bound",
 )
 """Columns named and typed as the fields of EabKey."""
 POLICY: Final = ("profile", "names", "live", "rate")

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, LargeBinary, String, and_, bindparam, cast, null, or_, select, union_all, update
+from sqlalchemy import (
+    Connection,
+    LargeBinary,
+    String,
+    and_,
+    bindparam,
+    cast,
+    false,
+    null,
+    or_,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from ca_server.core.keycheck import blocked_key
@@ -28,7 +41,16 @@ from ca_server.store.database import Bulk
 from ca_server.store.eab_quota import take
 from ca_server.store.rows import PreparedRows, in_row, insert_rows, insert_rows_or_ignore
 from ca_server.store.statements import Prepared
-from ca_server.store.tables import certificates, enrollments, intents, issuer_keys, issuers, nodes, spki_blocklist
+from ca_server.store.tables import (
+    certificates,
+    eab_keys,
+    enrollments,
+    intents,
+    issuer_keys,
+    issuers,
+    nodes,
+    spki_blocklist,
+)
 
 FIND_ENROLLMENT: Final = Prepared(select(enrollments.c.id, enrollments.c.csr_sha256).where(IS_ENROLLMENT))
 """With `enrollment_parameters`: the id of an enrollment, and its CSR's hash."""
@@ -79,12 +101,20 @@ _OBJECTIONS = PreparedRows(
             spki_blocklist.c.spki_sha256,
             cast(null(), String).label("account_id"),
             cast(null(), String).label("eab_kid"),
+            false().label("counts"),
         ).where(
             spki_blocklist.c.spki_sha256.in_(
                 [in_row("spki_sha256", number, spki_blocklist.c.spki_sha256) for number in range(count)]
             )
         ),
-        select(cast(null(), LargeBinary), acme_accounts.c.id, acme_accounts.c.eab_kid).where(
+        select(
+            cast(null(), LargeBinary),
+            acme_accounts.c.id,
+            acme_accounts.c.eab_kid,
+            or_(eab_keys.c.live.is_not(None), eab_keys.c.rate.is_not(None)),
+        )
+        .outerjoin(eab_keys, eab_keys.c.kid == acme_accounts.c.eab_kid)
+        .where(
             acme_accounts.c.id.in_([in_row("account_id", number, acme_accounts.c.id) for number in range(count)]),
             acme_accounts.c.eab_kid.is_not(None),
         ),
@@ -136,7 +166,7 @@ def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> lis
     serials = [{"serial": intent.serial, "issuer_id": issuer_ids[_fence_and_key(intent)]} for intent in wanted]
     if _TAKEN.execute(connection, serials):
         raise CaError(ErrorKind.CONFLICT, "the serial was used")
-    _check_standing(connection, reservations)
+    counting = _check_standing(connection, reservations)
     created = _create_enrollments(connection, reservations)
     known = {}
     for intent, csr_sha256 in ((each.intent, each.csr_sha256) for each in reservations):
@@ -172,7 +202,7 @@ def _reserve(connection: Connection, reservations: Sequence[Reservation]) -> lis
         if connection.execute(_HAS_CERTIFICATE, {"enrollment_id": enrollment_id}).first() is not None:
             raise CaError(ErrorKind.CONFLICT, "the enrollment has a certificate")
     for each in reservations:
-        if each.claim.counts:
+        if each.account_id in counting:
             enrollment = each.intent.enrollment
             take(
                 connection,
@@ -191,18 +221,25 @@ RESERVE: Final = Bulk(_reserve)
 """IssuanceStore.reserve for many: creates enrollments that are new, and their intents."""
 
 
-def _check_standing(connection: Connection, reservations: Sequence[Reservation]) -> None:
-    """Refuse blocked keys, and accounts of another external account key than their front-end said."""
+def _check_standing(connection: Connection, reservations: Sequence[Reservation]) -> set[str]:
+    """Refuse blocked keys, and accounts of another external account key than their front-end said.
+
+    Returns the accounts whose certificates are counted: what their keys say now, under the lock of each.
+    """
     bound: dict[str, str] = {}
+    counting: set[str] = set()
     keys = [{"spki_sha256": each.spki_sha256, "account_id": each.account_id} for each in reservations]
     for row in _OBJECTIONS.execute(connection, keys):
         if row.account_id is None:
             raise blocked_key()
         bound[row.account_id] = row.eab_kid
+        if row.counts:
+            counting.add(row.account_id)
     if any(bound.get(each.account_id, "") != each.claim.kid for each in reservations):
         raise CaError(
             ErrorKind.UNAUTHORIZED, "the account is bound by another external account key", rule="eab.binding"
         )
+    return counting
 
 
 def _fence_and_key(intent: IssuanceIntent) -> tuple[Fence, int, str]:

@@ -131,7 +131,7 @@ class SqlIssuanceStore:
         claim: EabClaim = NO_CLAIM,
     ) -> None:
         lock = f"enrollment:{intent.enrollment.transaction_key}"
-        locks = (lock, eab_lock(claim.kid)) if claim.counts else (lock,)
+        locks = (lock, eab_lock(claim.kid)) if claim.kid else (lock,)
         reservation = Reservation(intent, csr_sha256, events, spki_sha256, claim)
         await self._database.write_in_bulk(RESERVE, reservation, locks=locks)
 

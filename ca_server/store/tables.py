@@ -334,6 +334,8 @@ eab_keys = Table(
     Column("rate", String, nullable=True),
     # Of the rate, kept here and not with the fronts' limits: the core alone writes it.
     Column("arrival", UtcTime, nullable=True),
+    # No more certificates than these are live; counted anew where that is too many, or unknown.
+    Column("live_bound", BigInteger, nullable=True),
     Column("owner", String, nullable=True),
     Column("uses", BigInteger, nullable=False),
     Column("last_used_at", UtcTime, nullable=True),

@@ -292,7 +292,7 @@ class Orders:
         }
         shared = {
             domain: self._authorization(account, domain, now, expires, subdomains=True)
-            for domain in set(above.values())
+            for domain in dict.fromkeys(above.values())
         }
         names = [item.identifier for item in identifiers]
         # A domain that others of the order are validated by needs no other authorization itself.

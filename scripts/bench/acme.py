@@ -3,6 +3,8 @@
 
 scripts/bench/acme.py [--quick] [--fronts 1,2] [--clients 1,8,32,64] [--seconds S] [--stages] [--json FILE]
 
+Rows "bound by" are of accounts that an external account key let in, held to names, and to quotas too.
+
 An issuance is newOrder, authorization, challenge, finalize and certificate, five signed POSTs over a kept connection,
 by an account made beforehand; challenges are valid at once (--unsafe-skip-validation), everything else is as in
 production: full sync, audit, lints. The load generator is a process of its own on the same machine.
@@ -23,6 +25,10 @@ from benchlib.servers import CHECKOUT, BareServer, CaServer, Pebble, folder, peb
 from benchlib.usage import machine
 
 _REQUESTS = 5
+_NAMED = ("--names", "*.bench.test", "--names", "10.0.0.0/8")
+_PLAIN = "accounts without a key"
+_BOUND = {"a key's names": _NAMED, "names and quotas": (*_NAMED, "--quota", "900000 live", "--quota", "900000 per 1d")}
+"""What accounts are bound to by external account keys, by the name of the row."""
 _PEBBLE_CLIENTS = 8
 """Pebble hangs above this."""
 _JWS_SIZE = 450
@@ -39,10 +45,31 @@ def measure_server(place: Path, options: argparse.Namespace) -> dict[str, Any]:
                 results[f"ca-server, {fronts} front{'s' if fronts > 1 else ''}", clients] = run_load(
                     "acme", directory=server.directory, clients=clients, pid=server.process.pid, **options.times
                 )
+        if fronts == options.fronts[0] and options.bound:
+            results |= measure_bound(server, fronts, options)
     results["token, P-256 signatures", 64] = run_load(
         "token", home=str(server.home), label="issuing-1", clients=64, pid=os.getpid(), **options.times
     )
     return results
+
+
+def measure_bound(server: CaServer, fronts: int, options: argparse.Namespace) -> dict[Any, dict[str, Any]]:
+    """The server once more, after a plain run by accounts with an external account key and policy, beside it."""
+    clients = max(options.clients)
+    rows: dict[Any, dict[str, Any]] = {}
+    with server.serving("--fronts", str(fronts)):
+        assert server.process is not None
+        for name, policy in {_PLAIN: None, **_BOUND}.items():
+            external = () if policy is None else server.external_key(*policy)
+            rows[f"bound by {name}" if policy else name, clients] = run_load(
+                "acme",
+                directory=server.directory,
+                clients=clients,
+                pid=server.process.pid,
+                external=external,
+                **options.times,
+            )
+    return rows
 
 
 def measure_stages(place: Path, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -108,6 +135,8 @@ def show(results: dict[Any, dict[str, Any]]) -> None:
     for (name, count), found in results.items():
         if name == "pebble" and (same := own.get(("ca-server, 1 front", count))):
             ratios.append((f"ca-server to pebble, {count} clients", same["per_second"] / found["per_second"]))
+        elif name.startswith("bound"):
+            ratios.append((f"{name} to {_PLAIN}", found["per_second"] / results[_PLAIN, count]["per_second"]))
         elif name.startswith("token"):
             ratios.append((f"issuances at {clients} clients to {name}", best["per_second"] / found["per_second"]))
         elif name.startswith("bare"):
@@ -128,6 +157,7 @@ def main() -> None:
     parser.add_argument("--clients", default="1,8,32,64")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--no-pebble", dest="pebble", action="store_false")
+    parser.add_argument("--no-bound", dest="bound", action="store_false", help="without external account keys")
     parser.add_argument("--no-others", dest="others", action="store_false", help="the server alone")
     parser.add_argument("--stages", action="store_true", help="cost by stage too, by py-spy")
     parser.add_argument("--checkout", type=Path, default=CHECKOUT, help="serve this checkout: for before and after")

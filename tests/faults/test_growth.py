@@ -23,6 +23,7 @@ GROWING = frozenset(
         "acme_authorizations",
         "acme_caa",
         "acme_challenges",
+        "acme_former_keys",
         "acme_limits",
         "acme_nonces",
         "acme_order_links",

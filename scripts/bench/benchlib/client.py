@@ -1,8 +1,11 @@
 """An ACME client (RFC 8555) that does as little as it can: one account, one kept connection."""
 
 import asyncio
+import hmac
 import json
 import ssl
+from base64 import urlsafe_b64decode
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,8 +37,8 @@ class AcmeClient:
         self.bad_nonces = 0
         self.requests = 0
 
-    async def register(self) -> None:
-        """Connect and make an account."""
+    async def register(self, external: Sequence[str] = ()) -> None:
+        """Connect and make an account; with an external account key, its id and its secret, bound by it."""
         await self._connect()
         self._entries = json.loads((await self._connection.request(b"GET", self._url.path.encode())).body)
         head = await self._connection.request(b"GET", urlsplit(self._entries["newNonce"]).path.encode())
@@ -43,8 +46,18 @@ class AcmeClient:
         point = self._key.public_key().public_numbers()
         x, y = (b64url(value.to_bytes(32, "big")) for value in (point.x, point.y))
         jwk = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
-        answer = await self._post(self._entries["newAccount"], {"termsOfServiceAgreed": True}, jwk=jwk)
+        wanted: dict[str, Any] = {"termsOfServiceAgreed": True}
+        if external:
+            wanted["externalAccountBinding"] = self._binding(jwk, *external)
+        answer = await self._post(self._entries["newAccount"], wanted, jwk=jwk)
         self._kid = answer.header(b"location")
+
+    def _binding(self, jwk: dict[str, str], kid: str, secret: str) -> dict[str, str]:
+        """RFC 8555 section 7.3.4."""
+        protected = b64url(json.dumps({"alg": "HS256", "kid": kid, "url": self._entries["newAccount"]}).encode())
+        payload = b64url(json.dumps(jwk).encode())
+        mac = hmac.digest(urlsafe_b64decode(secret + "=="), f"{protected}.{payload}".encode(), "sha256")
+        return {"protected": protected, "payload": payload, "signature": b64url(mac)}
 
     async def _connect(self) -> None:
         assert self._url.hostname

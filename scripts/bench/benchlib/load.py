@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,14 @@ async def _drive(turns: list[Turn], *, warm_up: float, seconds: float, pid: int)
     }
 
 
-async def acme(directory: str, clients: int, pid: int, warm_up: float, seconds: float) -> dict[str, Any]:
-    """Full issuances through ACME."""
+async def acme(
+    directory: str, clients: int, pid: int, warm_up: float, seconds: float, external: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Full issuances through ACME; `external` is the external account key of all accounts, its id and its secret."""
     context = insecure_context()
     all_clients = [AcmeClient(directory, context) for _ in range(clients)]
     for client in all_clients:
-        await client.register()
+        await client.register(external)
     result = await _drive([client.issue for client in all_clients], warm_up=warm_up, seconds=seconds, pid=pid)
     result["bad_nonces"] = sum(client.bad_nonces for client in all_clients)
     for client in all_clients:

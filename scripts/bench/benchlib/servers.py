@@ -123,6 +123,12 @@ class CaServer:
         finally:
             _end(self.process)
 
+    def external_key(self, *policy: str) -> tuple[str, str]:
+        """A reusable external account key with what is bound to it: its id and its secret."""
+        command = [*COMMAND, "eab", "create", "--home", str(self.home), "--reusable", "--json", *policy]
+        made = json.loads(subprocess.run(command, cwd=self._checkout, check=True, stdout=subprocess.PIPE).stdout)
+        return made["kid"], made["hmac_key"]
+
     def pids(self) -> dict[str, int]:
         """Process ids of core and fronts by role."""
         assert self.process is not None

@@ -9,6 +9,7 @@ import pytest
 from ca_server.core.ports import UpdateEab
 from ca_server.domain.bindings import EabPolicy
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store import eab_quota
 
 DAY = 86_400_000_000
 """In microseconds, as the database has times."""
@@ -126,6 +127,34 @@ async def test_renewals_in_their_window_take_nothing(world, bound, quota):
     await age(world, 70)
     await client.issue("a.test")
     assert await world.count("eab_renewals") == 2
+
+
+async def test_a_certificate_on_hold_keeps_its_place(world, bound):
+    world.resolve("a.test", "b.test")
+    client, _kid = await bound(live=1)
+    await client.issue("a.test")
+    await world.execute("UPDATE certificates SET revoked_at = 1, revocation_reason = 6")
+    assert (await client.order("b.test")).json["rule"] == "eab.live"
+
+
+async def test_live_ones_are_counted_only_where_the_quota_may_be_used_up(world, bound, monkeypatch):
+    counted = []
+    live = eab_quota._live
+    monkeypatch.setattr(eab_quota, "_live", lambda *arguments: counted.append(1) or live(*arguments))
+    world.resolve("a.test", "b.test", "c.test")
+    client, kid = await bound(live=3)
+    await client.issue("a.test")
+    assert len(counted) == 3, "nobody had counted: at newOrder, at finalize, and then for good"
+    for name in ("b.test", "c.test"):
+        await client.issue(name)
+    assert len(counted) == 3
+    await world.execute("UPDATE certificates SET revoked_at = 1, revocation_reason = 0")
+    await client.issue("a.test")
+    assert (await world.query("SELECT live_bound FROM eab_keys"))[0][0] == 1
+    await world.core.accounts.update(UpdateEab(kid, EabPolicy(), None, None, None), "uid:0")
+    await client.issue("b.test")
+    await world.core.accounts.update(UpdateEab(kid, EabPolicy(live=2), None, None, None), "uid:0")
+    assert (await client.order("c.test")).status == 429, "what came while nothing was counted is counted"
 
 
 async def test_only_the_same_names_are_a_renewal(world, bound):

@@ -199,7 +199,7 @@ async def test_a_quota_is_exact_on_all_nodes(world: Any, store: SqlEabStore, url
     nodes = [SqlIssuanceStore(world.database), SqlIssuanceStore(other)]
     await store.create_eab(eab_key(world, policy=quota), b"secret", [])
     await store.bind_account(registration(world, "account-1"), world.now, [])
-    claim = EabClaim("kid", ("dns:a.example.test",), counts=True)
+    claim = EabClaim("kid", ("dns:a.example.test",))
     tries = [nodes[n % 2].reserve(world.intent(f"race-{n}"), b"c" * 32, [], claim=claim) for n in range(12)]
     results = await asyncio.gather(*tries, return_exceptions=True)
     assert results.count(None) == 2
@@ -212,7 +212,7 @@ async def test_a_retry_takes_nothing_from_the_rate_and_needs_a_place_again(world
     policy = EabPolicy(live=1, rate="2 per 7d")
     await store.create_eab(eab_key(world, policy=policy), b"secret", [])
     await store.bind_account(registration(world, "account-1"), world.now, [])
-    claim = EabClaim("kid", ("dns:a.example.test",), counts=True)
+    claim = EabClaim("kid", ("dns:a.example.test",))
 
     async def reserve(transaction: str) -> str:
         intent = world.intent(transaction)

@@ -42,6 +42,7 @@ def row(number: int) -> dict[str, Any]:
         "live": None,
         "rate": None,
         "arrival": None,
+        "live_bound": None,
         "profile": None,
         "owner": f"o{number}",
         "uses": number << 33,

@@ -26,6 +26,7 @@ ROW: dict[str, Any] = {
     "live": None,
     "rate": None,
     "arrival": None,
+    "live_bound": None,
     "profile": None,
     "owner": "Ann",
     "uses": 1 << 40,

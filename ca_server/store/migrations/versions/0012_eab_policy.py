@@ -19,6 +19,7 @@ def upgrade() -> None:
     op.add_column("eab_keys", sa.Column("names", sa.Text(), nullable=True))
     op.add_column("eab_keys", sa.Column("live", sa.BigInteger(), nullable=True))
     op.add_column("eab_keys", sa.Column("rate", sa.String(), nullable=True))
+    op.add_column("eab_keys", sa.Column("live_bound", sa.BigInteger(), nullable=True))
     op.add_column("eab_keys", sa.Column("arrival", sa.BigInteger(), nullable=True))  # microseconds since 1970
     op.add_column("acme_accounts", sa.Column("spki_sha256", sa.LargeBinary(), nullable=True))
     _hash_account_keys()
