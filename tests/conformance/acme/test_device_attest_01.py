@@ -142,6 +142,9 @@ async def test_section_5_a_certificate_is_issued_on_an_attestation(devices, csr,
     ((type_id, der),) = other_names(leaf)
     assert type_id == ("1.3.6.1.5.5.7.8.4" if kind == "module" else "1.3.6.1.5.5.7.8.3")
     assert value.partition("/")[0].encode() in der
+    ((seen,),) = await devices.query("SELECT seen FROM acme_attempts")
+    assert seen.startswith("attestation object of ")
+    assert value.partition("/")[0] in seen.splitlines()[1]
     (event,) = await devices.audit("challenge.validated")
     format_ = {"udid": "apple", "module": "tpm"}.get(kind, kind)
     assert event["extra"].items() >= {"challenge": "device-attest-01", "attestation": format_}.items()
