@@ -114,6 +114,8 @@ class IssuerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     common_name: Annotated[str, Meta(min_length=1, max_length=64)]
     organization: Annotated[str, Meta(max_length=64)] = ""
     country: Annotated[str, Meta(pattern=r"^([A-Z]{2})?$")] = ""
+    staging: bool = False
+    """For clients to test with: the common name begins with STAGING, and so do those of the parent and the children."""
     days: Days = 3650
     path_length: Annotated[int, Meta(ge=0, le=8)] | None = None
     crl_lifetime: Seconds = 86_400 * 7
@@ -160,7 +162,32 @@ class AcmeLimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Where clients that are refused read more."""
 
 
+class AcmeChaosSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What tries the clients of profiles that issue from a staging issuer; every other profile is refused here."""
+
+    profiles: tuple[Name, ...] = ()
+    bad_nonces: Annotated[float, Meta(ge=0, le=0.9)] = 0.05
+    """The part of nonces that are refused when they come back."""
+    validation_delay: Annotated[float, Meta(ge=0, le=60)] = 5
+    """Seconds that a validation waits before it begins, at most; each draws its own."""
+    authorization_reuse: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """How often a valid authorization is reused by a new order."""
+
+
 ChallengeType = Literal["http-01", "dns-01", "tls-alpn-01", "dns-account-01", "dns-persist-01"]
+
+
+class AttestationSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """PEM files with the certificates that attestations of devices must lead to, by their format.
+
+    A format without any is refused; without any at all, device-attest-01 is not offered. Relative paths begin at the
+    home.
+    """
+
+    apple_roots: tuple[str, ...] = ()
+    tpm_roots: tuple[str, ...] = ()
+    """Of those who certify the TPMs' attestation keys."""
+    step_roots: tuple[str, ...] = ()
 
 
 class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -180,8 +207,12 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     terms_of_service: str = ""
     website: str = ""
     caa_identities: tuple[str, ...] = ()
+    caa_max_age: Annotated[float, Meta(ge=0, le=86_400 * 7)] = 28_800
+    """How old the answers of DNS may be on which CAA lets an order pass; 0: always asked anew."""
     order_lifetime: Seconds = 86_400 * 7
     authorization_lifetime: Seconds = 86_400 * 30
+    authorization_reuse_lifetime: Annotated[float, Meta(ge=0, le=86_400 * 366)] = 86_400 * 30
+    """How long after its validation a valid authorization is good for new orders; 0: never."""
     nonce_lifetime: Seconds = 3600
     validation_timeout: Seconds = 10
     validation_attempts: Annotated[int, Meta(ge=1, le=20)] = 4
@@ -220,6 +251,8 @@ class AcmeSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     renewal_retry_after: Annotated[int, Meta(ge=60, le=86_400)] = 21_600
     """Seconds until clients look at renewal information again, at most (RFC 9773 section 4.3.2: a minute to a day)."""
     limits: AcmeLimitSettings = AcmeLimitSettings()
+    attestation: AttestationSettings = AttestationSettings()
+    chaos: AcmeChaosSettings = AcmeChaosSettings()
 
 
 class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -227,6 +260,9 @@ class DnsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     nameservers: tuple[str, ...] = ()
     timeout: Seconds = 5
+    dnssec: Literal["off", "opportunistic", "require"] = "opportunistic"
+    """Opportunistic asks with CAA records whether the server has authenticated them, and puts that on record; require
+    takes no answer, to any lookup, that it has not."""
 
 
 class AuditSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -303,6 +339,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def hash(self) -> str:
         """Content hash of the effective configuration, as audit events carry it."""
         return sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
+
+    def is_staging_issuer(self, name: str) -> bool:
+        """Whether the issuer's certificates say staging: by itself, or as all of a staging home."""
+        return self.server.staging or (name in self.issuers and self.issuers[name].staging)
 
     @property
     def external_host(self) -> str:

@@ -291,6 +291,11 @@ DB_UP = Gauge(
 )
 ACME_VALIDATIONS = Counter("ca_server_acme_validations_total", "Challenge validations.", ["type", "outcome"])
 ACME_LIMITED = Counter("ca_server_acme_limited_total", "Requests refused with rateLimited, by the limit.", ["limit"])
+ACME_CAA = Counter(
+    "ca_server_acme_caa_total",
+    "CAA checks of orders by the profile's mode (log, enforce) and outcome: allowed, refused, failed (no answer).",
+    ["mode", "outcome"],
+)
 OCSP_ANSWERS = Counter(
     "ca_server_ocsp_answers_total", "OCSP answers: good, revoked, unknown, or the error status.", ["status"]
 )

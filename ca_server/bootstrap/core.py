@@ -13,6 +13,7 @@ import structlog
 
 from ca_server.bootstrap import boot, metrics
 from ca_server.bootstrap.names import listener_identifiers
+from ca_server.bootstrap.pipeline import compose_pipeline
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.bootstrap.stores import Stores, open_stores, prepare_database
 from ca_server.bootstrap.token import SECRETS_LABEL, open_token
@@ -22,7 +23,6 @@ from ca_server.core.blocklist import Blocklist
 from ca_server.core.crl import CrlPublisher, CrlSchedule
 from ca_server.core.eab import ExternalAccounts
 from ca_server.core.incidents import Incidents
-from ca_server.core.issuance import Issuance
 from ca_server.core.issuers import Ceremony, IssuerRegistry, UrlPlan
 from ca_server.core.jobs import Job, Jobs
 from ca_server.core.limits import LimitKeys
@@ -33,7 +33,7 @@ from ca_server.core.profiles import ProfileBook
 from ca_server.core.responders import Responders
 from ca_server.core.revocation import Revocation
 from ca_server.core.service import AdminService, CoreService, WriteGate
-from ca_server.core.staging import check_staging
+from ca_server.core.staging import check_staging, staging_names
 from ca_server.domain.audit import Checkpoint, EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord
 from ca_server.domain.enrollment import Fence
@@ -105,19 +105,7 @@ class CoreRuntime:
         self.anchor = anchor
         self.issuers = IssuerRegistry(stores.issuers, keys, urls)
         self.ceremony = Ceremony(stores.issuers, stores.audit, keys, linter, events, urls)
-        self.issuance = Issuance(
-            store=stores.issuance,
-            audit=stores.audit,
-            issuers=self.issuers,
-            profiles=book,
-            linter=linter,
-            events=events,
-            fence=lambda: fence,
-            bound_key=stores.eab.bound_key,
-            evidence_lifetime=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
-            observe_stage=metrics.stage,
-            observe_outcome=metrics.issuance,
-        )
+        self.issuance = compose_pipeline(settings, stores, self.issuers, book, linter, events, lambda: fence)
         self.publisher = CrlPublisher(
             store=stores.revocation,
             issuers=self.issuers,
@@ -284,7 +272,7 @@ class CoreRuntime:
                 self.settings.server.tenant,
                 f"the issuers of this database belong to {', '.join(sorted(tenants))}; put that back",
             )
-        check_staging(stored, staging=self.settings.server.staging, where=str(self.home.configuration))
+        check_staging(stored, self.settings.is_staging_issuer, str(self.home.configuration))
         await self.issuers.load()
         self.ocsp.index()
 
@@ -323,7 +311,13 @@ class CoreRuntime:
     def front_port(self) -> CoreService:
         """The port for fronts."""
         return CoreService(
-            welcome=Welcome(self.fence.node, self._nonce_key, self.settings.hash, staging=self.settings.server.staging),
+            welcome=Welcome(
+                self.fence.node,
+                self._nonce_key,
+                self.settings.hash,
+                staging=self.settings.server.staging,
+                staging_issuers=staging_names(each.issuer for each in self.issuers.all()),
+            ),
             issuance=self.issuance,
             revocation=self.revocation,
             responder=self.ocsp,

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from ca_server.bootstrap import metrics
+from ca_server.bootstrap.attestation import load_attestation_roots
 from ca_server.bootstrap.descriptors import affordable_connections
 from ca_server.bootstrap.memory import give_back_memory
 from ca_server.bootstrap.names import listener_identifiers
@@ -25,16 +26,18 @@ from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import parse_rate
-from ca_server.settings import Home, ListenerSettings, Settings
+from ca_server.settings import AcmeChaosSettings, Home, ListenerSettings, Settings
 from ca_server.store.acme import SqlAcmeStore
 from ca_server.web.application import Registrar, create_application
 from ca_server.web.health import health_routes, metrics_routes
 from ca_server.web.listener import serve_listener
 from ca_server.web.options import WebOptions
 from ca_server.web.tls import ListenerTls
+from protocols.acme.attestation import Roots
+from protocols.acme.chaos import Chaos, ChaosOptions
 from protocols.acme.limits import Limits
 from protocols.acme.options import AcmeOptions
-from protocols.acme.validation import ValidationPolicy
+from protocols.acme.validation import Dnssec, ValidationPolicy
 from protocols.acme.views import AcmeFrontEnd
 from protocols.log.views import LogFrontEnd
 from protocols.status.views import StatusFrontEnd
@@ -80,6 +83,7 @@ async def front_at_work(
     Order of the drain: listeners stop accepting and finish what they began, then the front-ends finish their work in
     the background, then the database closes.
     """
+    roots = load_attestation_roots(home, settings)
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(home, settings, as_front=True))
         welcome = await _hello(core, process)
@@ -92,7 +96,7 @@ async def front_at_work(
             configuration=settings.hash,
             tenant=settings.server.tenant,
         )
-        registrars = await _front_ends(settings, core, stores, book, events, welcome, stack)
+        registrars = await _front_ends(settings, core, stores, book, events, welcome, roots, stack)
         tls = await _tls(home, settings, core, stack)
         connections = affordable_connections(settings)
         for name, listener in settings.listeners.items():
@@ -126,6 +130,7 @@ async def _front_ends(
     book: ProfileBook,
     events: EventFactory,
     welcome: Welcome,
+    roots: Roots,
     stack: AsyncExitStack,
 ) -> dict[str, Registrar]:
     """The front-ends that some listener serves, started."""
@@ -140,7 +145,7 @@ async def _front_ends(
     }
     if "acme" in wanted:
         acme = AcmeFrontEnd(
-            options=_acme_options(settings, welcome),
+            options=acme_options(settings, welcome, roots),
             store=SqlAcmeStore(stores.database, settings.server.tenant),
             core=core,
             profiles=book,
@@ -148,6 +153,7 @@ async def _front_ends(
             nonce_key=welcome.nonce_key,
             observe_validation=metrics.validation,
             observe_limit=metrics.acme_limit,
+            observe_caa=metrics.acme_caa,
         )
         await acme.start()
         stack.push_async_callback(acme.stop)
@@ -155,7 +161,8 @@ async def _front_ends(
     return registrars
 
 
-def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
+def acme_options(settings: Settings, welcome: Welcome, roots: Roots) -> AcmeOptions:
+    """The options of the ACME front-end, by the settings and by what the core says."""
     acme = settings.acme
     return AcmeOptions(
         external_url=settings.https_url,
@@ -169,6 +176,8 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
             issuer_domain_names=tuple(name.lower() for name in acme.caa_identities),
             nameservers=settings.dns.nameservers,
             dns_timeout=settings.dns.timeout,
+            dnssec=Dnssec(settings.dns.dnssec),
+            attestation_roots=roots,
         ),
         default_profile=settings.policy.default_profile,
         tenant=settings.server.tenant,
@@ -178,8 +187,10 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
         terms_of_service=acme.terms_of_service,
         website=acme.website,
         caa_identities=acme.caa_identities,
+        caa_max_age=timedelta(seconds=acme.caa_max_age),
         order_lifetime=timedelta(seconds=acme.order_lifetime),
         authorization_lifetime=timedelta(seconds=acme.authorization_lifetime),
+        authorization_reuse_lifetime=timedelta(seconds=acme.authorization_reuse_lifetime),
         nonce_lifetime=timedelta(seconds=acme.nonce_lifetime),
         validation_attempts=acme.validation_attempts,
         validation_concurrency=acme.validation_concurrency,
@@ -204,8 +215,25 @@ def _acme_options(settings: Settings, welcome: Welcome) -> AcmeOptions:
             tenant=settings.server.tenant,
         ),
         limits_help_url=acme.limits.help_url,
+        chaos=_chaos(settings.acme.chaos, welcome),
         # The core has looked at the issuers' certificates; this process has the setting alone.
         unsafe_skip_validation=acme.unsafe_skip_validation and welcome.staging,
+    )
+
+
+def _chaos(settings: AcmeChaosSettings, welcome: Welcome) -> Chaos | None:
+    if not settings.profiles:
+        return None
+    _log.warning("clients of staging profiles are tried", profiles=settings.profiles)
+    return Chaos(
+        ChaosOptions(
+            profiles=frozenset(settings.profiles),
+            # The core has looked at the issuers' certificates; this process has the setting alone.
+            issuers=frozenset(welcome.staging_issuers),
+            bad_nonces=settings.bad_nonces,
+            validation_delay=settings.validation_delay,
+            authorization_reuse=settings.authorization_reuse,
+        )
     )
 
 

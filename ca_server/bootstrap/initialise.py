@@ -10,13 +10,14 @@ import structlog
 import tomlkit
 
 from ca_server.bootstrap.core import AnchorAcceptance, CoreRuntime
+from ca_server.bootstrap.issuers import create_issuers
 from ca_server.bootstrap.logkey import write_log_key
 from ca_server.bootstrap.resources import shipped_configuration, shipped_softhsm
+from ca_server.bootstrap.staging import add_staging_directory
 from ca_server.bootstrap.stores import migrate_database
 from ca_server.bootstrap.token import module_path, pin_source
 from ca_server.bootstrap.users import check_reachable, create_folders, hand_over, resolve_users, write_private
 from ca_server.configuration import load_settings
-from ca_server.core.issuers import IssuerPlan
 from ca_server.core.staging import staging_name
 from ca_server.domain.errors import CaError, ConfigurationError, ErrorKind
 from ca_server.settings import Home, Settings, default_host
@@ -39,6 +40,7 @@ class InitialChoices:
     pin_file: Path | None = None
     pin_environment: str = "CA_SERVER_PIN"
     staging: bool = False
+    staging_directory: bool = False
     node: str | None = None
 
 
@@ -74,6 +76,9 @@ async def initialise(home: Home, choices: InitialChoices, overrides: Sequence[st
     check_reachable(home, users)
     create_folders(home, users)
     _copy_profiles(home)
+    if choices.staging_directory:
+        add_staging_directory(home)
+        settings = load_settings(home.configuration, overrides)
     _make_token(home, settings, choices)
     await migrate_database(home, settings)
     hand_over(home, users)
@@ -191,39 +196,5 @@ async def _create_issuers(home: Home, settings: Settings) -> None:
     joins = None if anchor.exists() else AnchorAcceptance("a new home takes up this database", f"uid:{os.getuid()}")
     async with CoreRuntime.open(home, settings, process="init", accept_anchor=joins) as core:
         write_log_key(home.log_key, core.log_key.spki_der)
-        existing = {issuer.name for issuer in core.issuers.all()}
-        for name in _parents_first(settings):
-            if name in existing:
-                continue
-            issuer = settings.issuers[name]
-            await core.ceremony.create(
-                IssuerPlan(
-                    name=name,
-                    parent=issuer.parent or None,
-                    algorithm=issuer.key,
-                    common_name=staging_name(issuer.common_name) if settings.server.staging else issuer.common_name,
-                    organization=issuer.organization,
-                    country=issuer.country,
-                    days=issuer.days,
-                    path_length=issuer.path_length,
-                )
-            )
-            await core.issuers_changed()
-            # Before it signs anything else: whoever looks at a certificate finds a list.
-            await core.publisher.publish(name)
+        await create_issuers(core)
         await core.settle_in()
-
-
-def _parents_first(settings: Settings) -> list[str]:
-    ordered: list[str] = []
-
-    def visit(name: str) -> None:
-        parent = settings.issuers[name].parent
-        if parent and parent not in ordered:
-            visit(parent)
-        if name not in ordered:
-            ordered.append(name)
-
-    for name in settings.issuers:
-        visit(name)
-    return ordered

@@ -70,6 +70,11 @@ def acme_limit(rule: str) -> None:
     telemetry.ACME_LIMITED.labels(rule).inc()
 
 
+def acme_caa(mode: str, outcome: str) -> None:
+    """One check of an order's CAA records."""
+    telemetry.ACME_CAA.labels(mode, outcome).inc()
+
+
 def database(operation: str, seconds: float, units: int) -> None:
     """What the database's writer did: `ca_server.store.database.Observer`."""
     if operation == "write":

@@ -1,7 +1,11 @@
 """Reads the profiles of a home."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from ca_server.domain.enrollment import Protocol
 from ca_server.domain.errors import ConfigurationError
+from ca_server.domain.profile_rules import CaaMode
 from ca_server.domain.profiles import Profile, load_profile
 from ca_server.settings import Home, Settings
 
@@ -19,15 +23,9 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(str(file), "file", None, f"can't be read: {error}") from None
         profile = load_profile(file.stem, text, where=str(file), extra_domains=settings.policy.extra_domains)
-        if profile.issuer not in settings.issuers:
-            raise ConfigurationError(
-                str(file), "issuer", profile.issuer, f"no such issuer; known: {', '.join(sorted(settings.issuers))}"
-            )
-        if not settings.issuers[profile.issuer].parent:
-            raise ConfigurationError(
-                str(file), "issuer", profile.issuer, "a root issues to nobody but CAs; name an issuing CA"
-            )
+        _check(home, settings, file, profile)
         profiles[file.stem] = profile
+    _check_chaos(home, settings, profiles)
     default = settings.policy.default_profile
     if default not in profiles:
         known = ", ".join(sorted(profiles))
@@ -49,3 +47,34 @@ def load_profiles(home: Home, settings: Settings) -> dict[str, Profile]:
             "this profile is not for ACME, which a listener serves; name another",
         )
     return profiles
+
+
+def _check(home: Home, settings: Settings, file: Path, profile: Profile) -> None:
+    """Hold a profile against the settings. ConfigurationError."""
+    if profile.issuer not in settings.issuers:
+        raise ConfigurationError(
+            str(file), "issuer", profile.issuer, f"no such issuer; known: {', '.join(sorted(settings.issuers))}"
+        )
+    if not settings.issuers[profile.issuer].parent:
+        raise ConfigurationError(
+            str(file), "issuer", profile.issuer, "a root issues to nobody but CAs; name an issuing CA"
+        )
+    if profile.caa is not CaaMode.OFF and not settings.acme.caa_identities:
+        raise ConfigurationError(
+            str(file),
+            "caa",
+            profile.caa.value,
+            f"acme.caa_identities in {home.configuration} is empty; write there what CAA records call this CA",
+        )
+
+
+def _check_chaos(home: Home, settings: Settings, profiles: Mapping[str, Profile]) -> None:
+    """Clients are tried by profiles of staging issuers alone. ConfigurationError."""
+    for name in settings.acme.chaos.profiles:
+        if name not in profiles:
+            remedy = f"no such file in {home.profiles}; known: {', '.join(sorted(profiles))}"
+        elif not settings.is_staging_issuer(profiles[name].issuer):
+            remedy = f"issuer {profiles[name].issuer!r} of this profile is no staging issuer; leave the profile out"
+        else:
+            continue
+        raise ConfigurationError(str(home.configuration), "acme.chaos.profiles", name, remedy)

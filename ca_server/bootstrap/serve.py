@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ca_server import telemetry
 from ca_server.bootstrap.announcement import announcement
+from ca_server.bootstrap.attestation import load_attestation_roots
 from ca_server.bootstrap.descriptors import raise_limit
 from ca_server.bootstrap.hardening import no_new_privileges
 from ca_server.bootstrap.profiles import load_profiles
@@ -40,6 +41,7 @@ def serve_home(home: Home, settings: Settings, overrides: Sequence[str]) -> int:
     check_reachable(home, users)
     check_interpreter(users)
     load_profiles(home, settings)
+    load_attestation_roots(home, settings)
     module_path(home, settings)
     try:
         create_folders(home, users)

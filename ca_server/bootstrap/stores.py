@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ca_server.bootstrap import metrics
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home, Settings
+from ca_server.store.acme_records import SqlAcmeRecords
 from ca_server.store.audit import SqlAuditStore
 from ca_server.store.coordination import SqlCoordinationStore
 from ca_server.store.database import Database
@@ -36,6 +37,7 @@ class Stores:
     audit: SqlAuditStore
     inventory: SqlInventory
     incidents: SqlIncidentStore
+    acme: SqlAcmeRecords
     limits: SqlLimitStore
 
 
@@ -104,6 +106,7 @@ async def open_stores(home: Home, settings: Settings, *, as_front: bool = False)
             audit=SqlAuditStore(database),
             inventory=SqlInventory(database),
             incidents=SqlIncidentStore(database),
+            acme=SqlAcmeRecords(database, settings.server.tenant),
             limits=SqlLimitStore(database),
         )
     finally:

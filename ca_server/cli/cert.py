@@ -3,7 +3,7 @@
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from cryptography import x509
@@ -23,6 +23,7 @@ from ca_server.cli.common import (
     run,
 )
 from ca_server.cli.output import print_fields, print_json, print_table
+from ca_server.cli.validations import validations
 from ca_server.domain.certificates import (
     CertificateRecord,
     Crl,
@@ -30,6 +31,7 @@ from ca_server.domain.certificates import (
     RevocationRequest,
     RevokedCertificate,
 )
+from ca_server.domain.enrollment import Protocol
 from ca_server.store.inventory import InventoryStatus
 
 app = typer.Typer(help="List, show, export and revoke certificates.", no_args_is_help=True)
@@ -106,6 +108,13 @@ def list_certificates(
         sys.stderr.write(f"there are more: --after {rows[-1]['serial']}\n")
 
 
+def _validation_row(told: dict[str, Any]) -> tuple[object, ...]:
+    """A validation in a table: its evidence in one cell, behind the domain where that was validated instead."""
+    domain = {"domain": told["domain"]} if "domain" in told else {}
+    evidence = "; ".join(f"{name}: {value}" for name, value in (domain | told["evidence"]).items())
+    return told["name"], told["method"], told["validated_at"], evidence
+
+
 @app.command("show")
 def show(
     serial: SerialArgument,
@@ -115,13 +124,15 @@ def show(
     *,
     json: JsonOption = False,
 ) -> None:
-    """Show all that is on record about one certificate: what it is, who asked for it, who revoked it, and when.
+    """Show all that is on record about one certificate.
+
+    What it is, who asked for it, how control of each name was shown, who revoked it, and when.
 
     - `ca-server cert show SERIAL`
     - `ca-server cert show SERIAL --json`
     """
 
-    async def work() -> tuple[dict[str, object], list[dict[str, object]]]:
+    async def work() -> tuple[dict[str, object], list[dict[str, Any]], list[dict[str, object]]]:
         place, effective = open_settings(home, settings)
         async with open_stores(place, effective) as stores:
             record = await found_by_serial(stores.inventory, serial, issuer)
@@ -131,13 +142,19 @@ def show(
             if record.is_revoked:
                 crl = await stores.revocation.latest_crl(record.issuer, record.issuer_key_id, record.crl_partition)
             events = await history(stores.audit, record)
-            return description(record, key, crl, events), events
+            order = None
+            if record.requester_protocol == Protocol.ACME.value:
+                order = await stores.acme.order(record.transaction_key)
+            return description(record, key, crl, events), validations(record, order), events
 
-    fields, events = run(work())
+    fields, shown, events = run(work())
     if json:
-        print_json({**fields, "events": events})
+        print_json({**fields, "validations": shown, "events": events})
         return
     print_fields(fields)
+    if shown:
+        sys.stdout.write("\n")
+        print_table(("name", "method", "validated at", "evidence"), [_validation_row(each) for each in shown])
     sys.stdout.write("\n")
     columns = ("leaf", "time", "type", "outcome", "actor", "source", "reason")
     print_table(columns, [[event.get(column) for column in columns] for event in events])

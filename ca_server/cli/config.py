@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from ca_server.bootstrap.attestation import load_attestation_roots
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, open_settings
 from ca_server.cli.output import print_json
@@ -25,6 +26,7 @@ def check(
     """
     place, effective = open_settings(home, settings)
     profiles = load_profiles(place, effective)
+    load_attestation_roots(place, effective)
     if json:
         print_json({"settings": effective, "profiles": sorted(profiles)})
     else:

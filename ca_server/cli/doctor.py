@@ -23,7 +23,7 @@ def doctor(
     *,
     json: JsonOption = False,
 ) -> None:
-    """Check token, database, clock, CRLs, responder certificates, disk and permissions.
+    """Check token, database, clock, CRLs, responder certificates, CAA lookups, disk and permissions.
 
     Exit code 0: all is well (warnings included); 1: something needs you.
 

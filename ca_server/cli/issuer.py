@@ -9,6 +9,8 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ca_server.bootstrap.issuers import check_stopped, create_missing_issuers
+from ca_server.bootstrap.staging import add_staging_directory
 from ca_server.bootstrap.stores import open_stores
 from ca_server.cli.common import (
     DEFAULT_HOME,
@@ -23,7 +25,7 @@ from ca_server.core.issuers import UrlPlan
 from ca_server.domain.certificates import Issuer, IssuerKind, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
 
-app = typer.Typer(help="List, show and export the issuers.", no_args_is_help=True)
+app = typer.Typer(help="List, show, export and create the issuers.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(help="The issuer's name, such as `root` or `issuing`.")]
 
 
@@ -42,6 +44,43 @@ def list_issuers(home: HomeOption = DEFAULT_HOME, settings: SetOption = [], *, j
         ("name", "kind", "parent", "key", "generation", "not after", "subject"),
         [[row[key] for key in ("name", "kind", "parent", "key", "generation", "not_after", "subject")] for row in rows],
     )
+
+
+@app.command("create")
+def create(
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    *,
+    staging: Annotated[
+        bool,
+        typer.Option(
+            "--staging", help="First write twins of the default profile and its issuers, for clients to test with."
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Create the issuers that the configuration names and that are not there yet; the server must be stopped.
+
+    With --staging there is a staging CA beside the real one afterwards, at /acme/staging/directory: docs/staging.md.
+
+    - `ca-server issuer create --staging`
+    """
+
+    async def work() -> tuple[str, ...]:
+        place, effective = open_settings(home, settings)
+        check_stopped(place)
+        if staging and effective.server.staging:
+            raise CaError(ErrorKind.CONFLICT, "all of this home is for tests")
+        if staging:
+            add_staging_directory(place)
+            place, effective = open_settings(home, settings)
+        return await create_missing_issuers(place, effective)
+
+    made = run(work())
+    if json:
+        print_json(made)
+    else:
+        sys.stdout.write(f"created: {', '.join(made)}\n" if made else "no issuer is missing\n")
 
 
 @app.command("show")

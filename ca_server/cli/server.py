@@ -54,6 +54,10 @@ def init(
     staging: Annotated[
         bool, typer.Option("--staging", help="A home for tests: the issuers' names begin with STAGING.")
     ] = False,
+    staging_directory: Annotated[
+        bool,
+        typer.Option("--staging-directory", help="Beside the real CA one for clients to test with (docs/staging.md)."),
+    ] = False,
 ) -> None:
     """Make a home: token, keys, root and issuing CA, database, configuration and profiles.
 
@@ -67,20 +71,30 @@ def init(
 
     - `ca-server init --external-host ca.corp.example --allow-domain corp.example`
     - `ca-server init --home /var/lib/ca-server --pin-file /run/secrets/pin`
+    - `ca-server init --staging-directory`
     - `ca-server init --home /var/lib/ca-server --join /var/lib/node1 --node node2`
     """
     place = home_at(home)
     if if_missing and is_initialised(place):
         return
     choices = InitialChoices(
-        https_port, http_port, external_host, tuple(allow_domain), pin_file, staging=staging, node=node
+        https_port,
+        http_port,
+        external_host,
+        tuple(allow_domain),
+        pin_file,
+        staging=staging,
+        staging_directory=staging_directory,
+        node=node,
     )
+    if staging and staging_directory:
+        raise typer.BadParameter("all of a staging home is for tests", param_hint="--staging-directory")
     if join is None:
         run(initialise(place, choices, settings))
     else:
         if node is None:
             raise typer.BadParameter("give the new node a name of its own", param_hint="--node")
-        if external_host is not None or allow_domain or staging:
+        if external_host is not None or allow_domain or staging or staging_directory:
             raise typer.BadParameter("the home that is joined says this already", param_hint="--join")
         run(join_home(place, home_at(join), node, choices, settings))
     sys.stdout.write(f"initialised {place.path}; next: ca-server serve --home {place.path}\n")

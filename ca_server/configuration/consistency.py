@@ -180,13 +180,13 @@ def _is_base_url(url: str) -> bool:
 
 
 def _domains(settings: Settings) -> Iterator[Mistake]:
-    for key, domains in (
-        ("policy.extra_domains", settings.policy.extra_domains),
-        ("acme.caa_identities", settings.acme.caa_identities),
+    for key, domains, prefix in (
+        ("policy.extra_domains", settings.policy.extra_domains, "."),
+        ("acme.caa_identities", settings.acme.caa_identities, ""),
     ):
         for domain in domains:
             try:
-                dns_identifier(domain.removeprefix("."), wildcard=False)
+                dns_identifier(domain.removeprefix(prefix), wildcard=False)
             except InvalidNameError as error:
                 yield Mistake(key, domain, f"write a domain such as corp.example ({error})")
 
@@ -203,6 +203,9 @@ def _issuers(settings: Settings) -> Iterator[Mistake]:
     for name, issuer in settings.issuers.items():
         if issuer.parent and issuer.parent not in settings.issuers:
             yield Mistake(f"issuers.{name}.parent", issuer.parent, "name an issuer of this file, or leave it out")
+        elif issuer.parent and issuer.staging is not settings.issuers[issuer.parent].staging:
+            kind = "a staging issuer" if issuer.staging else "no staging issuer"
+            yield Mistake(f"issuers.{name}.parent", issuer.parent, f"{name} is {kind}, its parent must be the same")
         seen = {name}
         ancestor = issuer.parent
         while ancestor:

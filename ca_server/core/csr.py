@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca_server.core import der
 from ca_server.core.der import DerError, PublicKey
+from ca_server.core.device_names import decode_device_name
 from ca_server.core.keycheck import MAX_EXPONENT_BITS
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.keys import KeyAlgorithm
@@ -249,8 +250,10 @@ def _identifier(name: x509.GeneralName) -> Identifier:
             return email_identifier(name.value)
         case x509.UniformResourceIdentifier():
             return uri_identifier(name.value)
+        case x509.OtherName(type_id=type_id, value=value):
+            return decode_device_name(type_id.dotted_string, value)
         case _:
-            raise InvalidNameError("only DNS names, addresses, mailboxes and URIs")
+            raise InvalidNameError("only DNS names, addresses, mailboxes, URIs and the names of devices")
 
 
 def _common_name_identifier(subject: tuple[tuple[str, str], ...]) -> Identifier | None:

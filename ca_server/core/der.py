@@ -22,6 +22,7 @@ OCTET_STRING: Final = 0x04
 NULL: Final = 0x05
 OID: Final = 0x06
 ENUMERATED: Final = 0x0A
+UTF8_STRING: Final = 0x0C
 UTC_TIME: Final = 0x17
 GENERALIZED_TIME: Final = 0x18
 SEQUENCE: Final = 0x30

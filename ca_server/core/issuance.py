@@ -16,8 +16,8 @@ from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.der import assemble
 from ca_server.core.issuers import ActiveIssuer, IssuerRegistry
 from ca_server.core.keycheck import check_key
-from ca_server.core.lint import Linter, LintError
-from ca_server.core.policy import decide, refusal, unproven_identifier
+from ca_server.core.lint import LintedTbs, Linter, LintError
+from ca_server.core.policy import decide, refusal, unattested_key, unchecked_caa, unproven_identifier
 from ca_server.core.ports import NO_CLAIM, AuditStore, EabClaim, IssuanceStore
 from ca_server.core.profiles import ProfileBook
 from ca_server.core.signing import sign_verified
@@ -37,6 +37,7 @@ from ca_server.domain.enrollment import (
 )
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
+from ca_server.domain.profile_rules import CaaMode
 from ca_server.domain.profiles import Profile
 
 _log = structlog.get_logger()
@@ -72,6 +73,8 @@ class _Admitted:
     csr: ParsedCsr
     profile: Profile
     issuer: ActiveIssuer
+    needs_caa: bool
+    """Whether the profile, as it was pinned or as it now stands, signs no DNS name without a check of CAA."""
     eab_key: EabKey | None
 
     @property
@@ -87,11 +90,25 @@ async def _no_key(_kid: str) -> EabKey | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What would be signed for a request, and by which issuer."""
+
+    issuer: str
+    profile_hash: str
+    subject: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    tbs_der: bytes
+    """The TBSCertificate as it was linted."""
+
+
 class Issuance:
     """Owns the pipeline. `_running` has the one task that works on an enrollment in this process.
 
     `_held` remembers which enrollments are on record as held: asking again is no news. `evidence_lifetime` is how old
-    the validation of a name may be that a front-end claims.
+    the validation of a name may be that a front-end claims, `caa_lifetime` how old its check of CAA records.
     """
 
     def __init__(
@@ -106,6 +123,7 @@ class Issuance:
         fence: Callable[[], Fence],
         bound_key: BoundKey = _no_key,
         evidence_lifetime: timedelta = timedelta(days=37),
+        caa_lifetime: timedelta = timedelta(hours=9),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Callable[[int], bytes] = token_bytes,
         observe_stage: ObserveStage = lambda _stage, _seconds: None,
@@ -120,6 +138,7 @@ class Issuance:
         self._fence = fence
         self._bound_key = bound_key
         self._evidence_lifetime = evidence_lifetime
+        self._caa_lifetime = caa_lifetime
         self._clock = clock
         self._random = random
         self._observe_stage = observe_stage
@@ -175,18 +194,11 @@ class Issuance:
             self._observe_outcome(request.requester.protocol.value, request.profile, outcome)
 
     async def _issue(self, request: EnrollmentRequest) -> IssuedCertificate:
-        # 1. Decide; the serial number is drawn with the plan of what will be signed.
-        started = time.perf_counter()
         now = self._clock()
         serial = new_serial(self._random(20))
         try:
-            admitted = await self._decide(request, now)
-            plan = self._plan(admitted, serial, now)
-            started = self._stage("decide", started)
-            # 2. Build the TBSCertificate, lint it.
-            unlinted = build_tbs(plan)
-            started = self._stage("build", started)
-            linted = await self._linter.lint(unlinted, plan, admitted.profile)
+            # 1. and 2. Decide; build the TBSCertificate, lint it.
+            admitted, plan, linted = await self._prepare(request, serial, now)
         except CaError as error:
             # A retry finds what stands, whatever policy says by now.
             if (found := await self._standing(request)) is not None:
@@ -194,7 +206,7 @@ class Issuance:
             await self._record_refusal(request, error)
             raise
         tbs = linted.take()
-        started = self._stage("lint", started)
+        started = time.perf_counter()
         # 3. Commit serial, TBS hash and event.
         intent = self._intent(admitted, serial, tbs, now)
         if (found := await self._reserve(admitted, intent)) is not None:
@@ -224,6 +236,38 @@ class Issuance:
             not_before=record.not_before,
             not_after=record.not_after,
         )
+
+    async def rehearse(self, request: EnrollmentRequest) -> Rehearsal:
+        """What `issue` would sign, by the same steps up to the signature: nothing is reserved, signed or recorded.
+
+        Raises as `issue` where it would refuse or hold.
+        """
+        admitted, plan, linted = await self._prepare(request, new_serial(self._random(20)), self._clock())
+        return Rehearsal(
+            issuer=admitted.issuer.name,
+            profile_hash=admitted.profile.hash,
+            subject=plan.subject.rfc4514_string(),
+            names=tuple(str(name) for name in plan.names),
+            not_before=plan.not_before,
+            not_after=plan.not_after,
+            tbs_der=linted.take(),
+        )
+
+    async def _prepare(
+        self, request: EnrollmentRequest, serial: int, now: datetime
+    ) -> tuple[_Admitted, TbsPlan, LintedTbs]:
+        # 1. Decide; the serial number is part of the plan of what will be signed.
+        started = time.perf_counter()
+        admitted = await self._decide(request, now)
+        plan = self._plan(admitted, serial, now)
+        self._assert_caa(admitted, plan, now)
+        started = self._stage("decide", started)
+        # 2. Build the TBSCertificate, lint it.
+        unlinted = build_tbs(plan)
+        started = self._stage("build", started)
+        linted = await self._linter.lint(unlinted, plan, admitted.profile)
+        self._stage("lint", started)
+        return admitted, plan, linted
 
     def _stage(self, name: str, started: float) -> float:
         now = time.perf_counter()
@@ -284,11 +328,14 @@ class Issuance:
         for profile in (pinned,) if pinned.hash == current.hash else (pinned, current):
             check_key(csr.public_key, profile)
             decisions.append(decide(profile, request, csr, now=now))
+            unproven = unproven_identifier(profile, request, now - self._evidence_lifetime)
+            if unproven is not None:
+                decisions.append(unproven)
         issuer = self._issuer_of(pinned, request)
+        unattested = unattested_key(request, csr)
+        if unattested is not None:
+            decisions.append(unattested)
         eab_key = await self._decide_binding(request)
-        unproven = unproven_identifier(request, now - self._evidence_lifetime)
-        if unproven is not None:
-            decisions.append(unproven)
         for decision in decisions:
             if isinstance(decision, Deny):
                 raise refusal([decision])
@@ -297,7 +344,15 @@ class Issuance:
                 raise CaError(
                     ErrorKind.PENDING_APPROVAL, "the request waits for approval", rule=decision.rule, retry_after=60
                 )
-        return _Admitted(request, csr, pinned, issuer, eab_key)
+        needs_caa = CaaMode.ENFORCE in {pinned.caa, current.caa}
+        return _Admitted(request, csr, pinned, issuer, needs_caa, eab_key)
+
+    def _assert_caa(self, admitted: _Admitted, plan: TbsPlan, now: datetime) -> None:
+        """The names that were checked are those of the TBSCertificate: the linter holds it to `plan.names`."""
+        if admitted.needs_caa:
+            unchecked = unchecked_caa(admitted.request, plan.names, now - self._caa_lifetime)
+            if unchecked is not None:
+                raise refusal([unchecked])
 
     async def _decide_binding(self, request: EnrollmentRequest) -> EabKey | None:
         """Decide under what is bound to the account's external account key now; None where it is said to have none."""
@@ -375,6 +430,10 @@ class Issuance:
         extra["tbs_sha256"] = intent.tbs_sha256.hex()
         if request.evidence:
             extra["validated_by"] = ",".join(sorted({item.method for item in request.evidence}))
+        if request.caa:
+            extra["caa_checked"] = f"{len(request.caa)} names"
+            extra["caa_checked_at"] = min(item.checked_at for item in request.caa).isoformat(timespec="seconds")
+            extra["caa_authenticated"] = f"{sum(item.authenticated for item in request.caa)} names"
         if admitted.eab_key is not None:
             extra["eab"] = admitted.eab_key.kid
             if admitted.eab_key.owner:

@@ -65,6 +65,8 @@ EXTENDED_KEY_USAGE: Final = encode_oid("2.5.29.37")
 AUTHORITY_INFORMATION_ACCESS: Final = encode_oid("1.3.6.1.5.5.7.1.1")
 TLS_FEATURE: Final = encode_oid("1.3.6.1.5.5.7.1.24")
 OCSP_NO_CHECK: Final = encode_oid("1.3.6.1.5.5.7.48.1.5")
+_PERMANENT_IDENTIFIER: Final = encode_oid("1.3.6.1.5.5.7.8.3")
+_HARDWARE_MODULE_NAME: Final = encode_oid("1.3.6.1.5.5.7.8.4")
 _OCSP: Final = encode_oid("1.3.6.1.5.5.7.48.1")
 _CA_ISSUERS: Final = encode_oid("1.3.6.1.5.5.7.48.2")
 
@@ -249,7 +251,9 @@ def _expected_leaf(plan: TbsPlan, profile: Profile, *, empty_subject: bool) -> E
             _fail("names", "a name twice, or more than the profile allows")
         names = encode(der.SEQUENCE, *(_general_name(name) for name in plan.names))
         expected[SUBJECT_ALTERNATIVE_NAME] = (empty_subject, names)
-    elif empty_subject or not profile.names.allow_empty:
+        if profile.names.omits_devices and any(name.is_device for name in plan.names):
+            _fail("names", "a device that the profile leaves out")
+    elif empty_subject or not (profile.names.allow_empty or profile.names.omits_devices):
         _fail("names", "neither subject nor names")
     return expected
 
@@ -324,3 +328,12 @@ def _general_name(name: Identifier) -> bytes:
             return encode(0x81, name.value.encode("ascii"))
         case IdentifierType.URI:
             return encode(0x86, name.value.encode("ascii"))
+        case IdentifierType.PERMANENT_IDENTIFIER:
+            number, _, assigner = name.value.partition("/")
+            optional = encode_oid(assigner) if assigner else b""
+            value = encode(der.SEQUENCE, encode(der.UTF8_STRING, number.encode()), optional)
+            return encode(0xA0, _PERMANENT_IDENTIFIER, encode(0xA0, value))
+        case IdentifierType.HARDWARE_MODULE:
+            serial, _, hardware = name.value.partition("/")
+            value = encode(der.SEQUENCE, encode_oid(hardware), encode(der.OCTET_STRING, serial.encode()))
+            return encode(0xA0, _HARDWARE_MODULE_NAME, encode(0xA0, value))

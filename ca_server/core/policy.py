@@ -1,10 +1,11 @@
 """What a profile lets pass: pure decisions, each denial with the stable name of its rule.
 
 Rules: `profile.frontends`, `profile.requesters`, `names.*`, `csr.*`, `subject.*`, `validity.*`; `approval` holds.
-The pipeline adds `profile.unknown`, `profile.pinned`, `profile.issuer`, `names.evidence` and `lint`.
+The pipeline adds `profile.unknown`, `profile.pinned`, `profile.issuer`, `names.evidence`, `names.caa`,
+`csr.attested_key` and `lint`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import Final
@@ -21,6 +22,9 @@ MAX_COMMON_NAME: Final = 64
 MAX_DELAY: Final = timedelta(days=1)
 """How far in the future a certificate may begin: what was validated today says little about later."""
 CLOCK_TOLERANCE: Final = timedelta(seconds=5)
+SERIAL_NUMBER: Final = "2.5.4.5"
+DEVICE_ATTEST: Final = "device-attest-01"
+"""The one challenge that shows a device."""
 
 
 def decide(profile: Profile, request: EnrollmentRequest, csr: ParsedCsr, *, now: datetime | None = None) -> Decision:
@@ -29,7 +33,7 @@ def decide(profile: Profile, request: EnrollmentRequest, csr: ParsedCsr, *, now:
     denials = (
         *decide_identifiers(profile, request.identifiers, request.requester),
         *_csr_names(profile, request, csr),
-        *_subject(profile, csr),
+        *_subject(profile, request, csr),
         *decide_validity(profile, request.not_before, request.not_after, moment),
     )
     if denials:
@@ -71,10 +75,11 @@ def decide_validity(profile: Profile, begin: datetime | None, end: datetime | No
     return ()
 
 
-def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Deny | None:
+def unproven_identifier(profile: Profile, request: EnrollmentRequest, not_before: datetime) -> Deny | None:
     """The denial of an ACME request with a name that no evidence covers: names checked are the names that are signed.
 
-    A wildcard is shown by a DNS challenge alone (RFC 8555 section 7.1.3). Evidence is what the front-end claims, not
+    A wildcard is shown by a DNS challenge alone (RFC 8555 section 7.1.3), and so are the names below a domain by the
+    domain, where the profile lets them (RFC 9444). Evidence is what the front-end claims, not
     older than `not_before`; other protocols authorize names with the requester.
     """
     if request.requester.protocol is not Protocol.ACME:
@@ -82,9 +87,43 @@ def unproven_identifier(request: EnrollmentRequest, not_before: datetime) -> Den
     proven = [item for item in request.evidence if item.validated_at >= not_before]
     by_any = {item.identifier for item in proven}
     by_dns = {item.identifier for item in proven if item.method.startswith("dns-")}
+    domains = {
+        item.identifier
+        for item in proven
+        if item.subdomains and item.method.startswith("dns-") and profile.names.allow_subdomain_authorization
+    }
     for identifier in request.identifiers:
-        if identifier.base not in (by_dns if identifier.is_wildcard else by_any):
+        if identifier.is_device:
+            shown = any(item.identifier == identifier and item.method == DEVICE_ATTEST for item in proven)
+        elif identifier.is_wildcard:
+            shown = identifier.base in by_dns
+        else:
+            shown = identifier in by_any or not domains.isdisjoint(identifier.domains_above)
+        if not shown:
             return Deny("names.evidence", f"control of {identifier.value!r} was not shown, or long ago", identifier)
+    return None
+
+
+def unchecked_caa(request: EnrollmentRequest, names: Sequence[Identifier], not_before: datetime) -> Deny | None:
+    """The denial of an ACME request where one of the names to be signed was not checked for CAA since `not_before`.
+
+    What was checked is what the front-end claims, name by name: a wildcard is another name than its base (RFC 8659
+    section 4.3). Names that are no DNS names have no CAA records.
+    """
+    if request.requester.protocol is not Protocol.ACME:
+        return None
+    checked = {item.identifier for item in request.caa if item.checked_at >= not_before}
+    for name in names:
+        if name.type is IdentifierType.DNS and name not in checked:
+            return Deny("names.caa", f"CAA records of {name.value!r} were not checked, or too long ago", name)
+    return None
+
+
+def unattested_key(request: EnrollmentRequest, csr: ParsedCsr) -> Deny | None:
+    """The denial of a CSR for another key than a device attested (draft-ietf-acme-device-attest section 9)."""
+    for item in request.evidence:
+        if item.identifier.is_device and item.spki_sha256 != csr.spki_sha256:
+            return Deny("csr.attested_key", f"the CSR's key is not the one that {item.identifier.value!r} attested")
     return None
 
 
@@ -208,11 +247,21 @@ def _uri_allowed(rules: NameRules, value: str) -> bool:
     return any(value.startswith(prefix) for prefix in rules.uri_prefixes)
 
 
+def _permanent_identifier_allowed(rules: NameRules, value: str) -> bool:
+    return any(glob_matches(glob, value) for glob in rules.permanent_identifiers)
+
+
+def _hardware_module_allowed(rules: NameRules, value: str) -> bool:
+    return any(glob_matches(glob, value) for glob in rules.hardware_modules)
+
+
 _ALLOWED: Final = {
     IdentifierType.DNS: _dns_allowed,
     IdentifierType.IP: _ip_allowed,
     IdentifierType.EMAIL: _email_allowed,
     IdentifierType.URI: _uri_allowed,
+    IdentifierType.PERMANENT_IDENTIFIER: _permanent_identifier_allowed,
+    IdentifierType.HARDWARE_MODULE: _hardware_module_allowed,
 }
 
 
@@ -221,13 +270,40 @@ def _csr_names(profile: Profile, request: EnrollmentRequest, csr: ParsedCsr) -> 
     authorized = frozenset(request.identifiers)
     if asked == authorized:
         return ()
+    devices = frozenset(name for name in authorized if name.is_device)
+    if devices:
+        asked = _with_devices(asked, devices, csr)
+        if asked == authorized:
+            return ()
     extra = ", ".join(sorted(map(str, asked - authorized))[:3])
     missing = ", ".join(sorted(map(str, authorized - asked))[:3])
     parts = [f"not authorized: {extra}" if extra else "", f"missing: {missing}" if missing else ""]
     return (Deny("csr.names", f"the CSR's names are not the request's ({'; '.join(filter(None, parts))})"),)
 
 
-def _subject(profile: Profile, csr: ParsedCsr) -> tuple[Deny, ...]:
+def _with_devices(
+    asked: frozenset[Identifier], devices: frozenset[Identifier], csr: ParsedCsr
+) -> frozenset[Identifier]:
+    """The names of a CSR that may leave the devices out, or say one in its common name.
+
+    draft-ietf-acme-device-attest sections 3.2 and 4.2: the other names are there as RFC 8555 section 7.4 wants them.
+    """
+    title = csr.common_name_identifier
+    if title is not None and title not in csr.alternative_names and csr.common_name in _values(devices):
+        asked -= {title}
+    return asked | devices
+
+
+def _values(devices: Iterable[Identifier]) -> frozenset[str]:
+    return frozenset(name.device_value for name in devices)
+
+
+def _subject(profile: Profile, request: EnrollmentRequest, csr: ParsedCsr) -> tuple[Deny, ...]:
+    devices = _values(name for name in request.identifiers if name.is_device)
+    if devices and "serial_number" in profile.subject.from_csr:
+        numbers = [text for oid, text in csr.subject if oid == SERIAL_NUMBER]
+        if not devices.issuperset(numbers):
+            return (Deny("subject.device", "the CSR's serial number is none of the devices of the request"),)
     if profile.subject.common_name is not CommonName.CSR:
         return ()
     common_name = csr.common_name
@@ -235,7 +311,9 @@ def _subject(profile: Profile, csr: ParsedCsr) -> tuple[Deny, ...]:
         return (Deny("subject.common_name", f"profile {profile.name!r} wants a common name in the CSR"),)
     if not 0 < len(common_name) <= MAX_COMMON_NAME or not common_name.isprintable():
         return (Deny("subject.common_name", f"a common name has 1 to {MAX_COMMON_NAME} printable characters"),)
-    is_title = csr.common_name_identifier is None
+    if devices and common_name not in devices:
+        return (Deny("subject.device", "the CSR's common name is none of the devices of the request"),)
+    is_title = csr.common_name_identifier is None and not devices
     if is_title and " " not in common_name.strip() and any(mark in common_name for mark in ".:*@/"):
         return (Deny("subject.common_name", "the common name looks like a name and is not a valid one"),)
     return ()

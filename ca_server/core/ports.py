@@ -73,6 +73,8 @@ class Welcome:
     configuration: str
     staging: bool = False
     """Whether this is a staging CA, by the setting and by its issuers' certificates."""
+    staging_issuers: tuple[str, ...] = ()
+    """Issuers whose certificates say staging, in whatever home."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from ca_server.core import der
 from ca_server.core.capture import capture
 from ca_server.core.csr import ParsedCsr
 from ca_server.core.der import PublicKey
+from ca_server.core.device_names import encode_device_name
 from ca_server.domain.certificates import IssuerKey
 from ca_server.domain.enrollment import EnrollmentRequest
 from ca_server.domain.errors import CaError, ErrorKind
@@ -88,7 +89,7 @@ class CaShape:
 
 @dataclass(frozen=True, slots=True)
 class TbsPlan:
-    """What a certificate shall hold. `names` are the identifiers that were authorized, and nothing else."""
+    """What a certificate shall hold. `names` are identifiers that were authorized, and nothing else."""
 
     authority: Authority
     serial: int
@@ -155,7 +156,7 @@ def leaf_plan(
     if csr.key_algorithm is None:
         raise CaError(ErrorKind.BAD_PUBLIC_KEY, "this type or size of key can't be certified", rule="keys.allowed")
     authority = authority_of(issuer)
-    names = tuple(dict.fromkeys(request.identifiers))
+    names = tuple(name for name in dict.fromkeys(request.identifiers) if profile.names.writes(name))
     subject = _subject(profile, csr, names)
     not_before, not_after = _validity(profile, request, authority, now)
     kept = IssuerUrls(
@@ -363,6 +364,9 @@ def _general_name(name: Identifier) -> x509.GeneralName:
             return x509.RFC822Name(name.value)
         case IdentifierType.URI:
             return x509.UniformResourceIdentifier(name.value)
+        case IdentifierType.PERMANENT_IDENTIFIER | IdentifierType.HARDWARE_MODULE:
+            type_id, value = encode_device_name(name)
+            return x509.OtherName(ObjectIdentifier(type_id), value)
 
 
 @lru_cache(maxsize=64)

@@ -51,6 +51,8 @@ class EventType(StrEnum):
     AUTHORIZATION_DEACTIVATED = "authorization.deactivated"
     CHALLENGE_VALIDATED = "challenge.validated"
     CHALLENGE_FAILED = "challenge.failed"
+    CAA_CHECKED = "caa.checked"
+    """CAA records of an order's names were looked up; denied where they forbid this CA one of them."""
     EAB_CREATED = "eab.created"
     EAB_DISABLED = "eab.disabled"
     EAB_UPDATED = "eab.updated"

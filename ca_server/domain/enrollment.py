@@ -30,11 +30,27 @@ class Requester:
 
 @dataclass(frozen=True, slots=True)
 class ValidatedIdentifier:
-    """An identifier whose control a front-end validated, with the method and when."""
+    """An identifier whose control a front-end validated, with the method and when.
+
+    `subdomains`: it was validated for all names below it too (RFC 9444).
+    """
 
     identifier: Identifier
     method: str
     validated_at: datetime
+    spki_sha256: bytes = b""
+    """The key that a device attested, and that alone may be certified; empty where there is none."""
+    subdomains: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CaaChecked:
+    """A DNS name, wildcard label included, that CAA lets this CA certify (RFC 8659), and when that was looked up."""
+
+    identifier: Identifier
+    checked_at: datetime
+    authenticated: bool
+    """Whether the resolver had authenticated all of the answers by DNSSEC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +83,7 @@ class EnrollmentRequest:
     not_before: datetime | None = None
     not_after: datetime | None = None
     evidence: tuple[ValidatedIdentifier, ...] = ()
+    caa: tuple[CaaChecked, ...] = ()
     request_id: str = ""
     source: str | None = None
     issuer: str = ""

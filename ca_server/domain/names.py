@@ -1,6 +1,7 @@
 """Identifiers that certificates carry and orders ask for (RFC 8555 section 9.7.7, RFC 8738, RFC 5280 4.2.1.6)."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -8,7 +9,11 @@ import idna
 
 MAX_DNS_NAME = 253
 MAX_LABEL = 63
+MAX_DEVICE_VALUE = 255
+"""Octets of a device's identifier in UTF-8, without the object identifier behind it."""
+MAX_ASSIGNER = 128
 _LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_DOTTED = re.compile(r"(?:[01]\.[1-3]?[0-9]|2\.(?:0|[1-9][0-9]*))(?:\.(?:0|[1-9][0-9]*))*")
 
 
 class IdentifierType(StrEnum):
@@ -18,11 +23,19 @@ class IdentifierType(StrEnum):
     IP = "ip"
     EMAIL = "email"
     URI = "uri"
+    PERMANENT_IDENTIFIER = "permanent-identifier"
+    """A device, by a number of whoever assigned it (draft-ietf-acme-device-attest section 3, RFC 4043)."""
+    HARDWARE_MODULE = "hardware-module"
+    """The module that holds a key (draft-ietf-acme-device-attest section 4, RFC 4108)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Identifier:
-    """A name in canonical form: DNS in lower-case A-labels, IP as `ipaddress` prints it, e-mail host in lower case."""
+    """A name in canonical form: DNS in lower-case A-labels, IP as `ipaddress` prints it, e-mail host in lower case.
+
+    Those of devices are as they were written: `NUMBER`, or `NUMBER/1.2.3` with the object identifier of its assigner or
+    of the hardware's type.
+    """
 
     type: IdentifierType
     value: str
@@ -36,6 +49,24 @@ class Identifier:
     def base(self) -> "Identifier":
         """The name without its wildcard label; the identifier itself where it has none."""
         return Identifier(self.type, self.value[2:]) if self.is_wildcard else self
+
+    @property
+    def domains_above(self) -> "tuple[Identifier, ...]":
+        """The DNS names above this one, the next one first, without the top-level domain; none of other names."""
+        if self.type is not IdentifierType.DNS:
+            return ()
+        labels = self.value.split(".")
+        return tuple(Identifier(self.type, ".".join(labels[at:])) for at in range(1, len(labels) - 1))
+
+    @property
+    def is_device(self) -> bool:
+        """Whether an attestation shows this: a device or a hardware module."""
+        return self.type is IdentifierType.PERMANENT_IDENTIFIER or self.type is IdentifierType.HARDWARE_MODULE
+
+    @property
+    def device_value(self) -> str:
+        """What a device's identifier says without the object identifier behind it."""
+        return self.value.partition("/")[0]
 
     def __str__(self) -> str:
         return f"{self.type.value}:{self.value}"
@@ -133,3 +164,35 @@ def uri_identifier(text: str) -> Identifier:
     if not colon or not rest or not scheme.isalnum() or not text.isascii() or any(c <= " " for c in text):
         raise InvalidNameError("not an absolute URI in ASCII")
     return Identifier(IdentifierType.URI, text)
+
+
+def permanent_identifier(text: str) -> Identifier:
+    """Make the identifier of a device: `NUMBER` or `NUMBER/1.2.3` (draft-ietf-acme-device-attest section 3.1).
+
+    Nothing is normalised: a manufacturer's numbers may differ in case alone. Raises InvalidNameError.
+    """
+    _check_device(text, with_oid=False)
+    return Identifier(IdentifierType.PERMANENT_IDENTIFIER, text)
+
+
+def hardware_module(text: str) -> Identifier:
+    """Make the identifier of a hardware module: `SERIAL/1.2.3` (draft-ietf-acme-device-attest section 4.1).
+
+    Raises InvalidNameError.
+    """
+    _check_device(text, with_oid=True)
+    return Identifier(IdentifierType.HARDWARE_MODULE, text)
+
+
+def _check_device(text: str, *, with_oid: bool) -> None:
+    value, slash, assigner = text.partition("/")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidNameError("the identifier of a device is text in UTF-8") from None
+    if not 0 < size <= MAX_DEVICE_VALUE or not value.isprintable():
+        raise InvalidNameError(f"the identifier of a device has 1 to {MAX_DEVICE_VALUE} printable octets in UTF-8")
+    if with_oid and not slash:
+        raise InvalidNameError("a hardware module is SERIAL/TYPE, its type an object identifier")
+    if slash and (len(assigner) > MAX_ASSIGNER or not _DOTTED.fullmatch(assigner)):
+        raise InvalidNameError("behind a slash stands an object identifier such as 1.2.3")

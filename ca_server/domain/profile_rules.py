@@ -9,7 +9,7 @@ from typing import Final
 
 from ca_server.domain.errors import ConfigurationError
 from ca_server.domain.keys import KeyAlgorithm
-from ca_server.domain.names import InvalidNameError, dns_identifier
+from ca_server.domain.names import Identifier, InvalidNameError, dns_identifier
 from ca_server.domain.profile_schema import MAX_NAMES, ExtensionsFile, NamesFile, ProfileFile, SubjectFile
 
 EXTENDED_KEY_USAGES: Final = {
@@ -27,6 +27,7 @@ _MAX_VALIDITY: Final = timedelta(days=36_525)
 _MAX_BACKDATE: Final = timedelta(days=2)
 _MAX_EXTRA_DER: Final = 4096
 _MAX_LIST: Final = 10_000
+_MAX_DEVICE_GLOB: Final = 400
 _OID = re.compile(r"(?:[01]\.(?:[0-9]|[1-3][0-9])|2\.(?:0|[1-9][0-9]{0,8}))(?:\.(?:0|[1-9][0-9]{0,18})){1,20}")
 _GLOB_LABEL = re.compile(r"[a-z0-9*?]([a-z0-9*?-]{0,61}[a-z0-9*?])?")
 _OWN_EXTENSIONS: Final = frozenset(
@@ -59,6 +60,19 @@ class PkilintMode(StrEnum):
     EVERY = "every"
 
 
+class CaaMode(StrEnum):
+    """What CAA records (RFC 8659) mean for ACME's requests; the later, the stricter."""
+
+    OFF = "off"
+    LOG = "log"
+    """Looked at and on record, and nothing is refused."""
+    ENFORCE = "enforce"
+
+    def stricter(self, other: "CaaMode") -> "CaaMode":
+        """The stricter of two."""
+        return max(self, other, key=list(CaaMode).index)
+
+
 class CommonName(StrEnum):
     """Where the subject's common name comes from."""
 
@@ -78,10 +92,19 @@ class NameRules:
     ip_networks: tuple[IPv4Network | IPv6Network, ...]
     email_domains: frozenset[str]
     uri_prefixes: tuple[str, ...]
+    permanent_identifiers: tuple[str, ...]
+    hardware_modules: tuple[str, ...]
+    omits_devices: bool
+    """Devices are validated, and their names not written into certificates."""
     any: bool
     allow_wildcard: bool
+    allow_subdomain_authorization: bool
     allow_empty: bool
     max: int
+
+    def writes(self, name: Identifier) -> bool:
+        """Whether a certificate says this name that its request was authorized for."""
+        return not (self.omits_devices and name.is_device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +174,13 @@ class ProfileChecks:
     def _fail(self, key: str, value: object, remedy: str) -> ConfigurationError:
         return ConfigurationError(self._where, key, value, remedy)
 
+    def caa(self) -> CaaMode:
+        """What CAA means; for ACME alone."""
+        mode = CaaMode(self._file.caa)
+        if mode is not CaaMode.OFF and "acme" not in self._file.frontends:
+            raise self._fail("caa", mode.value, "only with frontend acme: nothing else looks at CAA records")
+        return mode
+
     def domain(self, text: str, key: str) -> str:
         """Check a domain under setting `key`; a dot before it means nothing."""
         try:
@@ -167,6 +197,8 @@ class ProfileChecks:
             names.ip_networks,
             names.email_domains,
             names.uri_prefixes,
+            names.permanent_identifiers,
+            names.hardware_modules,
         )
         if sum(map(len, lists)) > _MAX_LIST:
             raise self._fail("names", None, f"at most {_MAX_LIST} entries in all")
@@ -185,8 +217,12 @@ class ProfileChecks:
                 text[: text.startswith(".")] + self.domain(text, "names.email_domains") for text in names.email_domains
             ),
             uri_prefixes=tuple(self._uri_prefix(text) for text in names.uri_prefixes),
+            permanent_identifiers=self._device_globs(names.permanent_identifiers, "names.permanent_identifiers"),
+            hardware_modules=self._device_globs(names.hardware_modules, "names.hardware_modules"),
+            omits_devices=names.device_identifiers == "omit",
             any=names.any,
             allow_wildcard=names.allow_wildcard,
+            allow_subdomain_authorization=names.allow_subdomain_authorization,
             allow_empty=names.allow_empty,
             max=min(names.max, MAX_NAMES),
         )
@@ -218,6 +254,12 @@ class ProfileChecks:
             raise self._fail("names.uri_prefixes", text, "write scheme://host/ with a slash at the end, or urn:NAME:")
         return text
 
+    def _device_globs(self, globs: tuple[str, ...], key: str) -> tuple[str, ...]:
+        for glob in globs:
+            if not 0 < len(glob) <= _MAX_DEVICE_GLOB or not glob.isprintable():
+                raise self._fail(key, glob, f"1 to {_MAX_DEVICE_GLOB} printable characters; `*` and `?` are wild")
+        return globs
+
     def subject(self, subject: SubjectFile) -> SubjectRules:
         """The subject's template."""
         attributes = ("country", "state", "locality", "organization", "organizational_unit")
@@ -233,6 +275,15 @@ class ProfileChecks:
                 True,
                 "a certificate needs a subject where it has no names (RFC 5280 section 4.1.2.6); "
                 "set subject.common_name = 'csr' or fixed attributes",
+            )
+        if self._file.names.device_identifiers == "omit" and (
+            subject.common_name == "csr" or "serial_number" in subject.from_csr or not fixed
+        ):
+            raise self._fail(
+                "names.device_identifiers",
+                "omit",
+                "only with a fixed attribute in [subject], and without common_name = 'csr' and serial_number from the "
+                "CSR, which would say what is left out",
             )
         return SubjectRules(CommonName(subject.common_name), fixed, tuple(dict.fromkeys(subject.from_csr)))
 

@@ -46,9 +46,18 @@ class NamesFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Hosts of mailboxes; with a leading dot, every host under it."""
     uri_prefixes: tuple[str, ...] = ()
     """URIs that begin so; a prefix ends in `/`, or is `urn:...:`."""
+    permanent_identifiers: tuple[str, ...] = ()
+    """Globs on the identifiers of devices (draft-ietf-acme-device-attest), case and all."""
+    hardware_modules: tuple[str, ...] = ()
+    """Globs on `SERIAL/TYPE` of hardware modules."""
+    device_identifiers: Literal["include", "omit"] = "include"
+    """Whether certificates carry the identifiers of the devices, or keep them to the CA."""
     any: bool = False
     """Every name; for front-ends `internal` and `admin` alone."""
     allow_wildcard: bool = False
+    allow_subdomain_authorization: bool = False
+    """Control of a domain, shown in the DNS, is control of the names below it where a client asks for that (RFC 9444).
+    """
     allow_empty: bool = False
     """Certificates without a subjectAltName."""
     max: Annotated[int, Meta(ge=1, le=MAX_NAMES)] = MAX_NAMES
@@ -124,6 +133,8 @@ class ProfileFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     allow_hold: bool = False
     """Whether certificates may be revoked with certificateHold."""
     pkilint: Literal["shape", "every"] = "shape"
+    caa: Literal["off", "log", "enforce"] = "off"
+    """Whether DNS records must allow this CA the names that ACME asks for (RFC 8659)."""
     names: NamesFile = NamesFile()
     subject: SubjectFile = SubjectFile()
     keys: KeysFile

@@ -15,6 +15,7 @@ from ca_server.domain.errors import ConfigurationError
 from ca_server.domain.keys import KeyAlgorithm
 from ca_server.domain.profile_rules import (
     Approval,
+    CaaMode,
     ExtensionRules,
     NameRules,
     PkilintMode,
@@ -41,6 +42,7 @@ class Profile:
     approval: Approval
     allow_hold: bool
     pkilint: PkilintMode
+    caa: CaaMode
     names: NameRules
     subject: SubjectRules
     keys: frozenset[KeyAlgorithm]
@@ -69,6 +71,7 @@ class Profile:
             approval=Approval(file.approval),
             allow_hold=file.allow_hold,
             pkilint=PkilintMode(file.pkilint),
+            caa=checks.caa(),
             names=checks.names(file.names),
             subject=checks.subject(file.subject),
             keys=frozenset(file.keys.allowed),

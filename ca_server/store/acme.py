@@ -1,7 +1,7 @@
 """The ACME front-end's store in SQL: each method one transaction, the nonce used up in it."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from ca_server.store.acme_accounts import (
     prune_nonces,
 )
 from ca_server.store.acme_authorizations import authorizations, move_authorization, preauthorize
+from ca_server.store.acme_caa import caa_locks, caa_lookups, prune_caa, save_caa
 from ca_server.store.acme_challenges import (
     begin_challenge,
     challenge_by_id,
@@ -59,8 +60,10 @@ from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
 from ca_server.store.issuance import read_spki_blocked
 from ca_server.store.tables import certificates
-from protocols.acme.model import Authorization, AuthorizationStatus, Challenge, Order
+from protocols.acme.caa.evaluation import CaaLookup
+from protocols.acme.model import Attempt, Authorization, AuthorizationStatus, Challenge, Order
 from protocols.acme.ports import (
+    ANY_VALID,
     Agreement,
     Binding,
     ChallengeWork,
@@ -69,6 +72,7 @@ from protocols.acme.ports import (
     NonceUse,
     OpenBounds,
     OrderWork,
+    Reuse,
     Work,
 )
 
@@ -219,9 +223,11 @@ class SqlAcmeStore:
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
+        afresh: Collection[str] = (),
     ) -> Order:
         return await self._write(
-            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant),
+            lambda connection: insert_order(connection, order, candidates, bounds, self._tenant, reuse, afresh),
             account_id=order.account_id,
             events=events,
             nonce=nonce,
@@ -269,6 +275,19 @@ class SqlAcmeStore:
             events=events,
         )
 
+    async def caa_lookups(self, names: Sequence[str], since: datetime) -> Mapping[str, CaaLookup]:
+        return await self._database.read(lambda connection: caa_lookups(connection, self._tenant, names, since))
+
+    async def save_caa(self, lookups: Sequence[CaaLookup], events: Sequence[AuditEvent]) -> None:
+        await self._database.write(
+            lambda connection: save_caa(connection, self._tenant, lookups),
+            locks=tuple(caa_locks(lookups)),
+            along=Along(RECORD, events),
+        )
+
+    async def prune_caa(self, before: datetime, limit: int) -> int:
+        return await self._write(lambda connection: prune_caa(connection, before, limit))
+
     async def expired_orders(self, before: datetime, limit: int) -> tuple[str, ...]:
         return await self._database.read(lambda connection: expired_orders(connection, before, self._tenant, limit))
 
@@ -288,10 +307,11 @@ class SqlAcmeStore:
         max_open: int,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
         draws: Sequence[Draw] = (),
     ) -> Authorization:
         def work(connection: Connection) -> Authorization:
-            found, created = preauthorize(connection, candidate, max_open)
+            found, created = preauthorize(connection, candidate, max_open, reuse)
             if created:
                 draw(connection, draws, candidate.created_at)
                 insert_events(connection, events)
@@ -336,9 +356,10 @@ class SqlAcmeStore:
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         def work(connection: Connection) -> bool:
-            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing):
+            if not begin_challenge(connection, account_id, challenge_id, lessee, max_processing, response):
                 return False
             draw(connection, draws, lessee.now)
             return True
@@ -358,9 +379,11 @@ class SqlAcmeStore:
             locks=[account_lock(work.account_id) for work in works],
         )
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         return await self._write(
-            lambda connection: record_attempt(connection, challenge_id, lessee, error), account_id=account_id
+            lambda connection: record_attempt(connection, challenge_id, lessee, error, attempt), account_id=account_id
         )
 
     async def finish_challenge(
@@ -372,9 +395,11 @@ class SqlAcmeStore:
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
+        attempt: Attempt | None = None,
     ) -> bool:
         def finish(connection: Connection) -> bool:
-            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant):
+            if not finish_challenge(connection, work, holder, error, now, valid_until, self._tenant, evidence, attempt):
                 return False
             count(connection, draws, now)
             return True
@@ -382,16 +407,16 @@ class SqlAcmeStore:
         account_id = work.authorization.account_id
         return await self._write(finish, account_id=account_id, events=events, draws=draws)
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
         table = acme_authorizations
-        query = select(table.c.type, table.c.value, table.c.wildcard).where(
+        query = select(table.c.type, table.c.value, table.c.wildcard, table.c.subdomains).where(
             table.c.account_id == account_id,
             table.c.status == AuthorizationStatus.VALID.value,
             table.c.expires_at > now,
         )
         return await self._database.read(
             lambda connection: frozenset(
-                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
+                (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard), bool(row.subdomains))
                 for row in connection.execute(query)
             )
         )

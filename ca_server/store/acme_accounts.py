@@ -26,10 +26,10 @@ from protocols.acme.ports import KeyHolder, NonceReplayedError
 USED_NONCES = OnceTable(acme_nonces, acme_nonces.c.nonce, acme_nonces.c.expires_at, NonceReplayedError)
 
 _REMEMBER = Prepared(insert_or_ignore(acme_former_keys, ("account_id", "key_thumbprint")))
-# With the account, at no look more, whether its key is blocked by now.
-_WITH_KEY = select(acme_accounts, KEY_BLOCKED).outerjoin(spki_blocklist, IS_ITS_KEY)
-_BY_ID = Prepared(_WITH_KEY.where(acme_accounts.c.id == bindparam("account_id")))
-_BY_THUMBPRINT = _WITH_KEY.where(
+SELECT_ACCOUNTS = select(acme_accounts, KEY_BLOCKED).outerjoin(spki_blocklist, IS_ITS_KEY)
+"""What `account_of` takes: with the account, at no look more, whether its key is blocked by now."""
+_BY_ID = Prepared(SELECT_ACCOUNTS.where(acme_accounts.c.id == bindparam("account_id")))
+_BY_THUMBPRINT = SELECT_ACCOUNTS.where(
     acme_accounts.c.tenant == bindparam("of_tenant"), acme_accounts.c.key_thumbprint == bindparam("thumbprint")
 )
 

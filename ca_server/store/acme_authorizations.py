@@ -5,7 +5,7 @@ made before that was so have rows, and ids of their own.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, literal_column, select, update
@@ -24,6 +24,7 @@ from protocols.acme.model import (
     challenge_id,
     sources_of,
 )
+from protocols.acme.ports import Reuse
 
 _NEW = (
     "id",
@@ -37,6 +38,7 @@ _NEW = (
     "preauthorized",
     "token",
     "offered",
+    "subdomains",
 )
 _INSERT = insert_rows(acme_authorizations, _NEW)
 _BY_ID = Prepared(select(acme_authorizations).where(acme_authorizations.c.id == bindparam("authorization_id")))
@@ -51,7 +53,7 @@ _MAKE_VALID = Prepared(
         acme_authorizations.c.id == bindparam("authorization_id"),
         is_one_of(acme_authorizations.c.status, sources_of(AuthorizationStatus.VALID)),
     )
-    .values(status=AuthorizationStatus.VALID.value, expires_at=bindparam("valid_until"))
+    .values(status=AuthorizationStatus.VALID.value, expires_at=bindparam("valid_until"), validated_at=bindparam("at"))
 )
 _BY_IDS = select(acme_authorizations).where(acme_authorizations.c.id.in_(bindparam("ids", expanding=True)))
 _CHALLENGES = (
@@ -64,11 +66,13 @@ _REUSABLE_ALL = select(
     acme_authorizations.c.type,
     acme_authorizations.c.value,
     acme_authorizations.c.wildcard,
+    acme_authorizations.c.subdomains,
     acme_authorizations.c.expires_at,
 ).where(
     acme_authorizations.c.account_id == bindparam("of_account"),
     acme_authorizations.c.status == AuthorizationStatus.VALID.value,
     acme_authorizations.c.expires_at > bindparam("until"),
+    acme_authorizations.c.validated_at >= bindparam("since"),
 )
 _REUSABLE = _REUSABLE_ALL.where(acme_authorizations.c.value.in_(bindparam("names", expanding=True)))
 _REUSABLE_ONE = Prepared(_REUSABLE_ALL.where(acme_authorizations.c.value == bindparam("name")))
@@ -84,13 +88,43 @@ _COUNT_OPEN = Prepared(
     )
 )
 
+_BEGINNING = datetime.fromtimestamp(0, UTC)
 LEAST_REMAINING = timedelta(minutes=5)
 """An authorization that expires sooner is not reused: it would leave a client no time."""
 _RETRY_AFTER = 300
 """Seconds until an account with too much unfinished should ask again."""
 
-Standing = tuple[str, datetime]
+Found = tuple[str, datetime]
 """A valid authorization: its id and its expiry."""
+
+
+class Standing:
+    """Valid authorizations of an account, found by what they are for; of each kind the one that lasts longest."""
+
+    def __init__(self, rows: Iterable[AnyRow], *, subdomains: bool) -> None:
+        """`subdomains`: those for all names below count for these."""
+        self._of_names: dict[tuple[Identifier, bool], Found] = {}
+        self._of_domains: dict[Identifier, Found] = {}
+        self._subdomains = subdomains
+        for row in rows:
+            name, found = Identifier(IdentifierType(row.type), row.value), (row.id, row.expires_at)
+            _keep(self._of_names, (name, bool(row.wildcard)), found)
+            if row.subdomains:
+                _keep(self._of_domains, name, found)
+
+    def of(self, name: Identifier, *, subdomains: bool = False) -> Found | None:
+        """The authorization for a name, which may be a wildcard's; `subdomains`: for all names below it too."""
+        if subdomains:
+            return self._of_domains.get(name)
+        exactly = self._of_names.get((name.base, name.is_wildcard))
+        if exactly is not None or name.is_wildcard or not self._subdomains:
+            return exactly
+        return next((self._of_domains[each] for each in name.domains_above if each in self._of_domains), None)
+
+
+def _keep(known: dict[Any, Found], key: object, found: Found) -> None:
+    if key not in known or known[key][1] < found[1]:
+        known[key] = found
 
 
 def insert_authorizations(
@@ -112,20 +146,22 @@ def insert_authorizations(
                 "preauthorized": preauthorized,
                 "token": each.challenges[0].token,
                 "offered": ",".join(challenge.type for challenge in each.challenges),
+                "subdomains": each.subdomains,
             }
             for each in made
         ],
     )
 
 
-def preauthorize(connection: Connection, candidate: Authorization, max_open: int) -> tuple[Authorization, bool]:
+def preauthorize(
+    connection: Connection, candidate: Authorization, max_open: int, reuse: Reuse
+) -> tuple[Authorization, bool]:
     """The account's valid authorization for a name, or else the candidate, created, and whether it was.
 
     RATE_LIMITED where the account has `max_open` pending ones that it asked for by themselves.
     """
-    standing = reusable(connection, [candidate], candidate.created_at + LEAST_REMAINING)
-    found = standing.get((candidate.identifier, candidate.wildcard))
-    if found is not None:
+    standing = standing_of(connection, candidate.account_id, [candidate.identifier], candidate.created_at, reuse)
+    if (found := standing.of(candidate.identifier, subdomains=candidate.subdomains)) is not None:
         return authorizations(connection, [found[0]])[0], False
     parameters = {"of_account": candidate.account_id, "now": candidate.created_at}
     count = _COUNT_OPEN.execute(connection, parameters).one()[0]
@@ -140,23 +176,34 @@ def preauthorize(connection: Connection, candidate: Authorization, max_open: int
     return candidate, True
 
 
-def reusable(
-    connection: Connection, candidates: Sequence[Authorization], until: datetime
-) -> dict[tuple[Identifier, bool], Standing]:
-    """By name and wildcard flag, the account's valid authorization that lasts longest, and beyond `until`."""
-    names = sorted({each.identifier.value for each in candidates})
-    parameters = {"of_account": candidates[0].account_id, "until": until}
+def standing_of(
+    connection: Connection, account_id: str, names: Iterable[Identifier], now: datetime, reuse: Reuse
+) -> Standing:
+    """The account's valid authorizations that may count for these names, and that last for a while yet.
+
+    None of devices: what they attested is one key, and each certificate has its own.
+    """
+    named = [name for name in names if not name.is_device]
+    wanted = {name.base.value for name in named}
+    if reuse.subdomains:
+        wanted |= {each.value for name in named for each in name.domains_above}
+    if not wanted:
+        return Standing((), subdomains=False)
+    parameters = {
+        "of_account": account_id,
+        "until": now + LEAST_REMAINING,
+        "since": _BEGINNING if reuse.since is None else reuse.since,
+    }
     rows: Iterable[Any]
-    if len(names) == 1:
-        rows = _REUSABLE_ONE.execute(connection, parameters | {"name": names[0]})
+    if len(wanted) == 1:
+        rows = _REUSABLE_ONE.execute(connection, parameters | {"name": wanted.pop()})
     else:
-        rows = connection.execute(_REUSABLE, parameters | {"names": names})
-    found: dict[tuple[Identifier, bool], Standing] = {}
-    for row in rows:
-        name = (Identifier(IdentifierType(row.type), row.value), bool(row.wildcard))
-        if name not in found or found[name][1] < row.expires_at:
-            found[name] = (row.id, row.expires_at)
-    return found
+        rows = connection.execute(_REUSABLE, parameters | {"names": sorted(wanted)})
+    return Standing((row for row in rows if not _is_device(row)), subdomains=reuse.subdomains)
+
+
+def _is_device(row: AnyRow) -> bool:
+    return Identifier(IdentifierType(row.type), row.value).is_device
 
 
 def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authorization, ...]:
@@ -179,9 +226,9 @@ def authorizations(connection: Connection, ids: Sequence[str]) -> tuple[Authoriz
     return tuple(found[each] for each in ids if each in found)
 
 
-def make_valid(connection: Connection, authorization_id: str, valid_until: datetime) -> bool:
+def make_valid(connection: Connection, authorization_id: str, at: datetime, valid_until: datetime) -> bool:
     """Make an authorization valid; false where it stands in no state that leads there."""
-    parameters = {"authorization_id": authorization_id, "valid_until": valid_until}
+    parameters = {"authorization_id": authorization_id, "at": at, "valid_until": valid_until}
     return _MAKE_VALID.execute(connection, parameters).rowcount == 1
 
 
@@ -219,6 +266,7 @@ def authorization_of(row: AnyRow, begun: Sequence[Challenge]) -> Authorization:
         created_at=row.created_at,
         expires_at=row.expires_at,
         challenges=challenges,
+        subdomains=row.subdomains,
     )
 
 
@@ -233,4 +281,6 @@ def challenge_of(row: AnyRow) -> Challenge:
         validated_at=row.validated_at,
         error=row.error,
         attempts=row.attempts,
+        response=row.response,
+        evidence=row.evidence,
     )

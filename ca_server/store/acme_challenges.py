@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store.acme_accounts import former_thumbprints
+from ca_server.store.acme_attempts import insert_attempt
 from ca_server.store.acme_authorizations import (
     authorization_of,
     authorizations,
@@ -19,7 +20,15 @@ from ca_server.store.acme_authorizations import (
 from ca_server.store.acme_orders import fail_orders, is_free, make_ready, of_authorization
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_challenges
 from ca_server.store.statements import Prepared, insert_dialect, is_literally, is_one_of
-from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, Challenge, ChallengeStatus, sources_of
+from protocols.acme.model import (
+    DNS_PERSIST,
+    Attempt,
+    Authorization,
+    AuthorizationStatus,
+    Challenge,
+    ChallengeStatus,
+    sources_of,
+)
 from protocols.acme.ports import ChallengeWork, Lessee, Work
 
 _PROCESSING = ChallengeStatus.PROCESSING.value
@@ -45,6 +54,7 @@ _NEW = (
     "attempts",
     "lease_holder",
     "lease_until",
+    "response",
 )
 _BEGUN = select(
     bindparam("challenge_id", type_=acme_challenges.c.id.type),
@@ -56,6 +66,7 @@ _BEGUN = select(
     literal_column("1"),
     bindparam("for_holder", type_=acme_challenges.c.lease_holder.type),
     bindparam("until", type_=acme_challenges.c.lease_until.type),
+    bindparam("with_response", type_=acme_challenges.c.response.type),
 ).where(acme_authorizations.c.id == bindparam("authorization_id"), *_MAY_BEGIN)
 _BEGIN = Prepared(
     {
@@ -72,7 +83,13 @@ _BEGIN_OLD = Prepared(
         .where(acme_authorizations.c.id == acme_challenges.c.authorization_id, *_MAY_BEGIN)
         .exists(),
     )
-    .values(status=_PROCESSING, attempts=1, lease_holder=bindparam("for_holder"), lease_until=bindparam("until"))
+    .values(
+        status=_PROCESSING,
+        attempts=1,
+        lease_holder=bindparam("for_holder"),
+        lease_until=bindparam("until"),
+        response=bindparam("with_response"),
+    )
 )
 
 
@@ -89,6 +106,9 @@ def _finish(target: ChallengeStatus, *conditions: Any) -> Prepared:
             status=target.value,
             error=bindparam("with_error"),
             validated_at=bindparam("at"),
+            # An attestation tells more of a device than is needed once it was looked at.
+            response=None,
+            evidence=bindparam("with_evidence"),
             lease_holder=None,
             lease_until=None,
         )
@@ -139,7 +159,12 @@ def challenge_work(connection: Connection, challenge_id: str) -> ChallengeWork |
 
 
 def begin_challenge(
-    connection: Connection, account_id: str, challenge_id: str, lessee: Lessee, max_processing: int
+    connection: Connection,
+    account_id: str,
+    challenge_id: str,
+    lessee: Lessee,
+    max_processing: int,
+    response: bytes | None,
 ) -> bool:
     """Take a pending challenge of a pending, unexpired authorization to processing. RATE_LIMITED at the maximum."""
     if _COUNT_PROCESSING.execute(connection, {"of_account": account_id}).one()[0] >= max_processing:
@@ -154,6 +179,7 @@ def begin_challenge(
         "now": lessee.now,
         "for_holder": lessee.holder,
         "until": lessee.until,
+        "with_response": response,
     }
     authorization_id, kind = _parts(challenge_id)
     if not kind:
@@ -213,7 +239,9 @@ def claim_challenges(
             .where(
                 acme_challenges.c.id.in_(given_up), acme_challenges.c.status.in_(sources_of(ChallengeStatus.INVALID))
             )
-            .values(status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None)
+            .values(
+                status=ChallengeStatus.INVALID.value, error=error, lease_holder=None, lease_until=None, response=None
+            )
         )
     return tuple(taken)
 
@@ -231,7 +259,9 @@ def keep_challenges(connection: Connection, lessee: Lessee, challenge_ids: Seque
     return kept
 
 
-def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+def record_attempt(
+    connection: Connection, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None
+) -> bool:
     """Keep what a failed attempt saw, and count the next; the challenge stays in processing."""
     done = connection.execute(
         update(acme_challenges)
@@ -242,7 +272,11 @@ def record_attempt(connection: Connection, challenge_id: str, lessee: Lessee, er
         )
         .values(attempts=acme_challenges.c.attempts + 1, error=error, lease_until=lessee.until)
     )
-    return done.rowcount == 1
+    if done.rowcount != 1:
+        return False
+    if attempt is not None:
+        insert_attempt(connection, challenge_id, attempt)
+    return True
 
 
 def finish_challenge(
@@ -253,6 +287,8 @@ def finish_challenge(
     now: datetime,
     valid_until: datetime,
     tenant: str,
+    evidence: bytes | None,
+    attempt: Attempt | None,
 ) -> bool:
     """Settle challenge, authorization and waiting orders together."""
     authorization_id = work.authorization.id
@@ -261,6 +297,7 @@ def finish_challenge(
         "of_holder": holder,
         "with_error": error,
         "at": now if error is None else None,
+        "with_evidence": evidence,
     }
     if error is None:
         done = _FINISH_VALID.execute(connection, parameters | {"authorization_id": authorization_id, "now": now})
@@ -268,8 +305,10 @@ def finish_challenge(
         done = _FINISH_INVALID.execute(connection, parameters)
     if done.rowcount != 1:
         return False
+    if attempt is not None:
+        insert_attempt(connection, work.challenge.id, attempt)
     if error is None:
-        make_valid(connection, authorization_id, valid_until)
+        make_valid(connection, authorization_id, now, valid_until)
         make_ready(connection, authorization_id)
     # An authorization that another challenge made valid stays so.
     elif move_authorization(connection, authorization_id, AuthorizationStatus.INVALID):

@@ -15,12 +15,13 @@ from sqlalchemy import BigInteger, Connection, String, bindparam, delete, select
 from sqlalchemy.dialects import postgresql
 
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.domain.rates import Draw
+from ca_server.domain.rates import Draw, admit
 from ca_server.store.acme_tables import acme_limits
 from ca_server.store.types import UtcTime
 
 _LOCKS: Final = 64
 _MICROSECOND: Final = 1e-6
+_ONE: Final = timedelta(microseconds=1)
 _microseconds = UtcTime()
 
 # A key that is only asked about (increment 0) makes no row, and is given back where it has no room; the others are
@@ -91,6 +92,16 @@ def draw(connection: Connection, draws: Sequence[Draw], now: datetime) -> None:
     wanted = {each.key: each for each in draws}
     returned = _run(connection, tuple(wanted.values()), now)
     refused = [each for key, each in wanted.items() if (key in returned) is not each.takes]
+    if refused:
+        raise _refusal(connection, refused, now)
+
+
+def peek(connection: Connection, draws: Sequence[Draw], now: datetime) -> None:
+    """Say what `draw` would say, and take nothing. RATE_LIMITED where a key has no room."""
+    wanted = {each.key: each for each in draws}
+    rows = connection.execute(_ARRIVALS, {"keys": list(wanted)}).all() if wanted else ()
+    arrivals = {row.key: (row.arrival - now) // _ONE for row in rows}
+    refused = [each for key, each in wanted.items() if admit(arrivals.get(key), 0, each.rate) is None]
     if refused:
         raise _refusal(connection, refused, now)
 

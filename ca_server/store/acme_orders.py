@@ -1,24 +1,27 @@
 """ACME orders, inside a transaction."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Table, and_, bindparam, exists, func, insert, literal_column, or_, select, update
 
 from ca_server.domain.accounts import AccountStatus
+from ca_server.domain.certificates import IssuedCertificate
 from ca_server.domain.enrollment import EnrollmentKey, Protocol
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.names import Identifier, IdentifierType
-from ca_server.store.acme_authorizations import LEAST_REMAINING, authorizations, insert_authorizations, reusable
+from ca_server.domain.rates import Draw
+from ca_server.store.acme_authorizations import authorizations, insert_authorizations, standing_of
 from ca_server.store.acme_limits import draw
 from ca_server.store.acme_tables import acme_accounts, acme_authorizations, acme_order_links, acme_orders
 from ca_server.store.certificates import IS_ENROLLMENT, enrollment_parameters, issued_for
 from ca_server.store.rows import insert_rows
 from ca_server.store.statements import Prepared, is_literally, is_one_of
 from ca_server.store.tables import certificates, enrollments, intents, spki_blocklist
+from ca_server.store.types import AnyRow
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -27,7 +30,7 @@ from protocols.acme.model import (
     OrderStatus,
     sources_of,
 )
-from protocols.acme.ports import AlreadyReplacedError, Lessee, OpenBounds, OrderWork, Work
+from protocols.acme.ports import ANY_VALID, AlreadyReplacedError, Lessee, OpenBounds, OrderWork, Reuse, Work
 
 _LINKS = acme_order_links
 _PROCESSING = OrderStatus.PROCESSING.value
@@ -130,46 +133,74 @@ def enrollment_key(profile: str, account_id: str, order_id: str, tenant: str) ->
 
 
 def insert_order(
-    connection: Connection, order: Order, candidates: Sequence[Authorization], bounds: OpenBounds, tenant: str
+    connection: Connection,
+    order: Order,
+    candidates: Sequence[Authorization],
+    bounds: OpenBounds,
+    tenant: str,
+    reuse: Reuse | None = ANY_VALID,
+    afresh: Collection[str] = (),
 ) -> Order:
     """Create an order, with valid authorizations of the account reused. RATE_LIMITED, AlreadyReplacedError.
 
     The number of statements hardly grows with the number of names. Orders that replace one certificate are all of
     one account, and so one is made after the other.
     """
-    _check_bounds(connection, order, len(candidates), bounds)
-    if order.replaces is not None and is_replaced(connection, order.replaces, order.created_at, tenant):
-        raise AlreadyReplacedError
-    draw(connection, bounds.draws, order.created_at)
-    standing = reusable(connection, candidates, order.created_at + LEAST_REMAINING)
-    chosen: list[str] = []
-    made: list[Authorization] = []
-    expires_at = order.expires_at
-    for candidate in candidates:
-        found = standing.get((candidate.identifier, candidate.wildcard))
-        if found is None:
-            made.append(candidate)
-            chosen.append(candidate.id)
-        else:
-            # What the order stands on must not expire before it.
-            chosen.append(found[0])
-            expires_at = min(expires_at, found[1])
-    insert_authorizations(connection, made)
-    created = replace(
-        order,
-        status=OrderStatus.PENDING if made else OrderStatus.READY,
-        expires_at=expires_at,
-        authorization_ids=tuple(chosen),
-    )
-    _INSERT.execute(connection, _order_values(created))
+    planned = plan_order(connection, order, candidates, bounds, tenant, reuse, afresh)
+    insert_authorizations(connection, planned.made)
+    _INSERT.execute(connection, _order_values(planned.order))
     _INSERT_LINKS.execute(
         connection,
         [
             {"order_id": order.id, "position": position, "authorization_id": authorization_id}
-            for position, authorization_id in enumerate(chosen)
+            for position, authorization_id in enumerate(planned.order.authorization_ids)
         ],
     )
-    return created
+    return planned.order
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedOrder:
+    """An order with its authorizations, of which those in `made` are yet to be created."""
+
+    order: Order
+    made: tuple[Authorization, ...]
+
+
+def plan_order(
+    connection: Connection,
+    order: Order,
+    candidates: Sequence[Authorization],
+    bounds: OpenBounds,
+    tenant: str,
+    reuse: Reuse | None,
+    afresh: Collection[str],
+    take: Callable[[Connection, Sequence[Draw], datetime], None] = draw,
+) -> PlannedOrder:
+    """What `insert_order` is to insert, decided; `take` has the bounds' draws. Raises as `insert_order`."""
+    _check_bounds(connection, order, len(candidates), bounds)
+    if order.replaces is not None and is_replaced(connection, order.replaces, order.created_at, tenant):
+        raise AlreadyReplacedError
+    take(connection, bounds.draws, order.created_at)
+    names = [item.identifier for item in order.identifiers]
+    standing = None
+    if reuse is not None:
+        standing = standing_of(connection, order.account_id, names, order.created_at, reuse)
+    # By id, in the order of the names: one may be for several.
+    chosen: dict[str, Authorization | None] = {}
+    expires_at = order.expires_at
+    for name, candidate in zip(names, candidates, strict=True):
+        found = None if standing is None else standing.of(name)
+        if found is None or candidate.id in afresh:
+            chosen[candidate.id] = candidate
+        else:
+            # What the order stands on must not expire before it.
+            chosen[found[0]] = None
+            expires_at = min(expires_at, found[1])
+    made = tuple(candidate for candidate in chosen.values() if candidate is not None)
+    status = OrderStatus.PENDING if made else OrderStatus.READY
+    planned = replace(order, status=status, expires_at=expires_at, authorization_ids=tuple(chosen))
+    return PlannedOrder(planned, made)
 
 
 def is_replaced(connection: Connection, certid: str, now: datetime, tenant: str) -> bool:
@@ -209,7 +240,11 @@ def _check_bounds(connection: Connection, order: Order, names: int, bounds: Open
 
 
 def _order_values(order: Order) -> dict[str, Any]:
-    identifiers = [[item.identifier.type.value, item.identifier.value, item.sent] for item in order.identifiers]
+    identifiers = [
+        [item.identifier.type.value, item.identifier.value, item.sent]
+        + ([] if item.ancestor is None else [item.ancestor.value])
+        for item in order.identifiers
+    ]
     return {name: getattr(order, name) for name in _NEW} | {
         "status": order.status.value,
         "identifiers": json.dumps(identifiers, separators=(",", ":")).encode(),
@@ -228,16 +263,18 @@ def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | N
     certificate = None
     if row.csr is not None:
         certificate = issued_for(connection, enrollment_key(row.profile, row.account_id, row.id, tenant))
+    return order_of(row, certificate)
+
+
+def order_of(row: AnyRow, certificate: IssuedCertificate | None) -> Order:
+    """Make the value of a row."""
     return Order(
         id=row.id,
         account_id=row.account_id,
         profile=row.profile,
         profile_hash=row.profile_hash,
         status=OrderStatus(row.status),
-        identifiers=tuple(
-            OrderIdentifier(Identifier(IdentifierType(kind), value), sent)
-            for kind, value, sent in json.loads(row.identifiers)
-        ),
+        identifiers=tuple(_order_identifier(*each) for each in json.loads(row.identifiers)),
         created_at=row.created_at,
         expires_at=row.expires_at,
         not_before=row.not_before,
@@ -251,6 +288,11 @@ def order_by_id(connection: Connection, order_id: str, tenant: str) -> Order | N
         lease_until=row.lease_until,
         replaces=row.replaces,
     )
+
+
+def _order_identifier(kind: str, value: str, sent: str, ancestor: str | None = None) -> OrderIdentifier:
+    above = None if ancestor is None else Identifier(IdentifierType.DNS, ancestor)
+    return OrderIdentifier(Identifier(IdentifierType(kind), value), sent, above)
 
 
 def order_work(connection: Connection, order_id: str, tenant: str) -> OrderWork | None:

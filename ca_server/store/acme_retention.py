@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, exists, literal_column, select
 
+from ca_server.store.acme_attempts import forget_attempts
 from ca_server.store.acme_orders import has_certificate
 from ca_server.store.acme_tables import acme_authorizations, acme_challenges, acme_order_links, acme_orders
 from ca_server.store.tables import certificates
@@ -68,5 +69,6 @@ def forget_preauthorizations(connection: Connection, before: datetime, limit: in
 
 def _forget_authorizations(connection: Connection, ids: Sequence[str]) -> None:
     if ids:
+        forget_attempts(connection, acme_challenges.c.authorization_id.in_(ids))
         connection.execute(delete(acme_challenges).where(acme_challenges.c.authorization_id.in_(ids)))
         connection.execute(delete(acme_authorizations).where(acme_authorizations.c.id.in_(ids)))

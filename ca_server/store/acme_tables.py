@@ -113,6 +113,9 @@ acme_authorizations = Table(
     # once its validation begins. NULL in authorizations made before 0009, whose challenges all have rows.
     Column("token", String),
     Column("offered", String),
+    Column("validated_at", UtcTime),
+    # For all names below, too (RFC 9444).
+    Column("subdomains", Boolean, nullable=False, server_default=false()),
     Index("ix_acme_authorizations_name", "account_id", "value", "status", "expires_at"),
     Index(
         "ix_acme_authorizations_preauthorized_open",
@@ -153,6 +156,9 @@ acme_challenges = Table(
     Column("lease_holder", String),
     Column("lease_until", UtcTime),
     Column("error", LargeBinary),
+    # What the client sent to be looked at, until the challenge is settled; what that showed.
+    Column("response", LargeBinary),
+    Column("evidence", LargeBinary),
     Index("ix_acme_challenges_authorization_id", "authorization_id"),
     Index(
         "ix_acme_challenges_processing",
@@ -161,6 +167,20 @@ acme_challenges = Table(
         sqlite_where=text("status = 'processing'"),
         postgresql_where=text("status = 'processing'"),
     ),
+)
+
+acme_attempts = Table(
+    "acme_attempts",
+    metadata,
+    Column("challenge_id", String, ForeignKey("acme_challenges.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("front", String, nullable=False),
+    # Lines, a new one after each line feed.
+    Column("seen", String, nullable=False),
+    Column("outcome", String, nullable=False),
+    Column("detail", String, nullable=False),
 )
 
 acme_nonces = Table(
@@ -179,4 +199,19 @@ acme_limits = Table(
     # How far ahead of now the arrival may lie for one more, in microseconds, by who wrote last.
     Column("slack", BigInteger, nullable=False),
     Index("ix_acme_limits_arrival", "arrival"),
+)
+
+acme_caa = Table(
+    "acme_caa",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("checked_at", UtcTime, nullable=False),
+    # Whether the resolver had authenticated the answers (DNSSEC).
+    Column("authenticated", Boolean, nullable=False),
+    # Where the records are, at the name or above it; empty: nowhere.
+    Column("found_at", String, nullable=False),
+    # As JSON: flags, tag and value in base64 of each.
+    Column("records", LargeBinary, nullable=False),
+    Index("ix_acme_caa_checked_at", "checked_at"),
 )

@@ -249,6 +249,12 @@ class SqlAuditReads:
         rows = [_logged(row) for row in await self._rows(statement, {})]
         return tuple(rows if after is not None else reversed(rows))
 
+    async def about(self, objects: Sequence[str], serials: Sequence[str], limit: int) -> tuple[LoggedEvent, ...]:
+        """The newest `limit` events about any of these objects or serials, in the order of their making."""
+        about = or_(audit_events.c.object.in_(objects), audit_events.c.serial.in_(serials))
+        statement: Select[Any] = _LOGGED.where(about).order_by(audit_events.c.id.desc()).limit(limit)
+        return tuple(reversed([_logged(row) for row in await self._rows(statement, {})]))
+
     async def unfinished(self, begun: EventType, ended: Sequence[EventType]) -> tuple[SerialKey, ...]:
         """(Serial, issuer) of events of one type that none of the other types followed for the same serial."""
         later = audit_events.alias("later")

@@ -67,9 +67,12 @@ RIGHTS: Final[Mapping[Table, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     acme_tables.acme_authorizations: (_READ, _ALL),
     acme_tables.acme_order_links: (_READ, _ALL),
     acme_tables.acme_challenges: (_READ, _ALL),
+    # What was seen is not altered afterwards.
+    acme_tables.acme_attempts: (_READ, ("SELECT", "INSERT", "DELETE")),
     acme_tables.acme_nonces: (_NONE, _ALL),
     # The core creates the accounts that have a binding, and counts them.
     acme_tables.acme_limits: (_KEEP, _ALL),
+    acme_tables.acme_caa: (_NONE, _ALL),
 }
 """By table: the rights of the core's role, and of the fronts'."""
 
@@ -81,6 +84,7 @@ FRONT_EVENTS: Final = (
     EventType.ACCOUNT_UPDATED,
     EventType.AUTHORIZATION_CREATED,
     EventType.AUTHORIZATION_DEACTIVATED,
+    EventType.CAA_CHECKED,
     EventType.CHALLENGE_FAILED,
     EventType.CHALLENGE_VALIDATED,
     EventType.ISSUANCE_REFUSED,

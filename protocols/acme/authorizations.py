@@ -6,16 +6,21 @@ from typing import Any
 
 import msgspec
 
+from ca_server.core.policy import DEVICE_ATTEST
 from ca_server.domain.audit import EventType
 from ca_server.domain.errors import CaError, ErrorKind
+from protocols.acme.attestation import MAX_OBJECT
 from protocols.acme.exchange import Exchange
 from protocols.acme.model import DNS_PERSIST, Authorization, AuthorizationStatus, Challenge, ChallengeStatus
-from protocols.acme.objects import AuthorizationUpdate, ChallengeResponse, decode_payload
+from protocols.acme.objects import AuthorizationUpdate, ChallengeResponse, DeviceAttestation, decode_payload
 from protocols.acme.orders import rfc3339
 from protocols.acme.ports import AcmeStore
-from protocols.acme.problems import ErrorType, Problem
+from protocols.acme.problems import ErrorType, Problem, ProblemError
 from protocols.acme.urls import Urls
 from protocols.acme.validating import Validating
+
+_ATTESTATION_PATIENCE = 5.0
+"""Seconds that the answer to an attestation waits for its verdict: clients of devices may not ask again."""
 
 
 class Authorizations:
@@ -64,9 +69,16 @@ class Authorizations:
         ):
             return found
         thumbprint = exchange.own_account.key_thumbprint
-        begun = await self._validating.begin(challenge, authorization, thumbprint, exchange.nonce)
+        response = _attestation(exchange.payload) if challenge.type == DEVICE_ATTEST else None
+        begun = await self._validating.begin(
+            challenge, authorization, thumbprint, exchange.nonce, response, is_tried=exchange.is_tried
+        )
         exchange.nonce_used()
-        return (begun, authorization) if begun is not None else await self._find(exchange, challenge_id)
+        if response is not None:
+            await self._validating.settled(challenge_id, _ATTESTATION_PATIENCE)
+        elif begun is not None:
+            return begun, authorization
+        return await self._find(exchange, challenge_id)
 
     async def _find(self, exchange: Exchange, challenge_id: str) -> tuple[Challenge, Authorization]:
         found = await self._store.challenge(challenge_id)
@@ -91,6 +103,8 @@ class Authorizations:
         }
         if authorization.wildcard:
             shown["wildcard"] = True
+        if authorization.subdomains:
+            shown["subdomainAuthAllowed"] = True
         return shown
 
     def render_challenge(self, challenge: Challenge) -> dict[str, Any]:
@@ -109,3 +123,12 @@ class Authorizations:
         if challenge.error is not None and challenge.status is not ChallengeStatus.VALID:
             shown["error"] = json.loads(challenge.error)
         return shown
+
+
+def _attestation(payload: bytes) -> bytes:
+    """The attestation object that a client sent; what it is worth is for the validation to say."""
+    attestation = bytes(decode_payload(DeviceAttestation, payload).attObj)
+    if len(attestation) > MAX_OBJECT:
+        detail = f"the attestation object has more than {MAX_OBJECT} octets"
+        raise ProblemError(Problem(ErrorType.BAD_ATTESTATION_STATEMENT, detail))
+    return attestation

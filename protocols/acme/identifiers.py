@@ -3,13 +3,23 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from ca_server.domain.enrollment import Deny
-from ca_server.domain.names import Identifier, InvalidNameError, SentIdentifier, dns_identifier, ip_identifier
+from ca_server.domain.names import (
+    Identifier,
+    InvalidNameError,
+    SentIdentifier,
+    dns_identifier,
+    hardware_module,
+    ip_identifier,
+    permanent_identifier,
+)
 from protocols.acme.model import OrderIdentifier
 from protocols.acme.objects import OrderIdentifier as Wanted
 from protocols.acme.problems import ErrorType, Problem, ProblemError, Subproblem
 
 Parsers = Mapping[str, Callable[[str], Identifier]]
 PARSERS: Parsers = {"dns": dns_identifier, "ip": ip_identifier}
+DEVICE_PARSERS: Parsers = {"permanent-identifier": permanent_identifier, "hardware-module": hardware_module}
+"""Where attestations are accepted."""
 _SHOWN = 255
 
 
@@ -28,10 +38,29 @@ def read_identifiers(
         try:
             identifier = parse(item.value)
         except InvalidNameError as error:
-            wrong.append(_subproblem(ErrorType.REJECTED_IDENTIFIER, str(error), item, rule="names.syntax"))
+            # draft-ietf-acme-device-attest sections 3.1 and 4.1 want malformed for what is not of their grammar.
+            kind = ErrorType.MALFORMED if item.type in DEVICE_PARSERS else ErrorType.REJECTED_IDENTIFIER
+            wrong.append(_subproblem(kind, str(error), item, rule="names.syntax"))
             continue
-        found.setdefault(identifier, OrderIdentifier(identifier, item.value))
+        ancestor = None
+        if item.ancestorDomain is not None:
+            ancestor = _ancestor(identifier, item.ancestorDomain)
+            if ancestor is None:
+                detail = "ancestorDomain is no domain above the identifier (RFC 9444 section 4.3)"
+                wrong.append(_subproblem(ErrorType.MALFORMED, detail, item, rule="names.ancestor"))
+                continue
+        found.setdefault(identifier, OrderIdentifier(identifier, item.value, ancestor))
     return tuple(found.values()), tuple(wrong)
+
+
+def _ancestor(identifier: Identifier, text: str) -> Identifier | None:
+    """The domain that a client calls an ancestor of an identifier; None where it is not."""
+    try:
+        ancestor = dns_identifier(text, wildcard=False)
+    except InvalidNameError:
+        return None
+    is_above = identifier.type is ancestor.type and identifier.value.endswith(f".{ancestor.value}")
+    return ancestor if is_above else None
 
 
 def refused(wrong: Sequence[Subproblem], asked: int) -> ProblemError:

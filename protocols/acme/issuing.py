@@ -15,13 +15,14 @@ from ca_server.domain.accounts import AccountStatus
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.bindings import QUOTA_RULES
 from ca_server.domain.certificates import IssuedCertificate
-from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
+from ca_server.domain.enrollment import CaaChecked, EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
 from ca_server.domain.errors import RETRYABLE_KINDS, CaError, ErrorKind
 from ca_server.domain.rates import Draw
+from protocols.acme.caa.checking import CaaChecks
 from protocols.acme.model import AuthorizationStatus, ChallengeStatus, Order, OrderStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, Lessee, NonceUse, OrderWork, Work
-from protocols.acme.problems import MAX_RETRY_AFTER, problem_of
+from protocols.acme.problems import MAX_RETRY_AFTER, Problem, internal_problem, problem_of
 
 _log = structlog.get_logger(__name__)
 
@@ -36,11 +37,18 @@ _INTERNAL_ATTEMPTS = 5
 """How often one process lets an order meet a failure that is nobody's outage: it will hardly go away."""
 _FINAL = QUOTA_RULES | {"lint"}
 """Rules that the next attempt would meet too. Where a quota has no room the client is told, to make another order."""
+_UNCHECKED = "names.caa"
+"""The core's rule where it enforces CAA and this front did not look: the profile was changed a moment ago."""
 _CLAIM_LIMIT = 100
 
 
 def enrollment_request(
-    order: Order, tenant: str, csr_der: bytes, evidence: tuple[ValidatedIdentifier, ...], eab_kid: str = ""
+    order: Order,
+    tenant: str,
+    csr_der: bytes,
+    evidence: tuple[ValidatedIdentifier, ...],
+    caa: tuple[CaaChecked, ...] = (),
+    eab_kid: str = "",
 ) -> EnrollmentRequest:
     """The pipeline's request of an order: its id is the transaction key, so that every retry is the same request."""
     return EnrollmentRequest(
@@ -53,6 +61,7 @@ def enrollment_request(
         not_before=order.not_before,
         not_after=order.not_after,
         evidence=evidence,
+        caa=caa,
         request_id=order.request_id,
         source=order.source,
         eab_kid=eab_kid,
@@ -81,11 +90,18 @@ class Issuing:
     """Works on finalized orders. `_tasks` has the one task of each order in this process."""
 
     def __init__(
-        self, options: AcmeOptions, store: AcmeStore, core: CorePort, events: EventFactory, holder: str
+        self,
+        options: AcmeOptions,
+        store: AcmeStore,
+        core: CorePort,
+        caa: CaaChecks,
+        events: EventFactory,
+        holder: str,
     ) -> None:
         self._options = options
         self._store = store
         self._core = core
+        self._caa = caa
         self._events = events
         self._holder = holder
         self._tasks: dict[str, asyncio.Task[IssuedCertificate | None]] = {}
@@ -188,36 +204,44 @@ class Issuing:
         order = found.order
         objection = _objection(found, datetime.now(UTC))
         if objection is not None:
-            if found.is_live:
-                # What an earlier call became is not known: it may have a certificate in a moment.
-                return _Outcome.AGAIN, None
-            await self._fail(order, objection)
-            return _Outcome.SETTLED, None
+            return await self._object(found, problem_of(objection))
+        clearance = await self._caa.check(found)
+        if clearance.problem is not None:
+            return await self._object(found, clearance.problem)
         try:
             request = enrollment_request(
-                order, self._options.tenant, order.csr_der or b"", evidence_of(found), found.eab_kid or ""
+                order,
+                self._options.tenant,
+                order.csr_der or b"",
+                evidence_of(found),
+                clearance.checked,
+                found.eab_kid or "",
             )
             return _Outcome.SETTLED, await self._core.issue(request)
         except CaError as error:
             if error.kind is ErrorKind.PENDING_APPROVAL:
                 return _Outcome.HELD, None
-            if (
-                error.kind in _RETRYABLE
-                and error.rule not in _FINAL
-                and not (last and error.kind is ErrorKind.INTERNAL)
-            ):
+            outcome = _outcome_of(error, last=last)
+            if outcome is not _Outcome.SETTLED:
                 _log.warning("order not issued yet", order=order.id, error=error.detail)
-                return _Outcome.FAILED if error.kind is ErrorKind.INTERNAL else _Outcome.AGAIN, None
-            await self._fail(order, error)
+                return outcome, None
+            await self._fail(order, problem_of(error), error.rule or error.kind.value)
         except Exception:
             if not last:
                 raise
             _log.exception("order failed", order=order.id)
-            await self._fail(order, CaError(ErrorKind.INTERNAL, "the server failed; its log tells why"))
+            await self._fail(order, internal_problem(), ErrorKind.INTERNAL.value)
         return _Outcome.SETTLED, None
 
-    async def _fail(self, order: Order, error: CaError) -> None:
-        problem = msgspec.json.encode(problem_of(error).json())
+    async def _object(self, found: OrderWork, problem: Problem) -> tuple[_Outcome, None]:
+        """Fail an order without asking the core."""
+        if found.is_live:
+            # What an earlier call became is not known: it may have a certificate in a moment.
+            return _Outcome.AGAIN, None
+        await self._fail(found.order, problem, problem.rule or problem.type.value)
+        return _Outcome.SETTLED, None
+
+    async def _fail(self, order: Order, problem: Problem, rule: str) -> None:
         event = self._events.make(
             EventType.ISSUANCE_REFUSED,
             outcome=Outcome.DENIED,
@@ -226,10 +250,19 @@ class Issuing:
             request_id=order.request_id or None,
             object=f"acme-order:{order.id}",
             profile=order.profile,
-            reason=error.detail,
-            rule=error.rule or error.kind.value,
+            reason=problem.detail,
+            rule=rule,
         )
-        await self._store.fail_order(order.account_id, order.id, problem, [event])
+        await self._store.fail_order(order.account_id, order.id, msgspec.json.encode(problem.json()), [event])
+
+
+def _outcome_of(error: CaError, *, last: bool) -> _Outcome:
+    """Whether to ask the core again after it refused or failed."""
+    if error.rule == _UNCHECKED and not last:
+        return _Outcome.FAILED
+    if error.kind not in _RETRYABLE or error.rule in _FINAL or (last and error.kind is ErrorKind.INTERNAL):
+        return _Outcome.SETTLED
+    return _Outcome.FAILED if error.kind is ErrorKind.INTERNAL else _Outcome.AGAIN
 
 
 def _objection(found: OrderWork, now: datetime) -> CaError | None:
@@ -254,7 +287,13 @@ def _objection(found: OrderWork, now: datetime) -> CaError | None:
 def evidence_of(found: OrderWork) -> tuple[ValidatedIdentifier, ...]:
     """How control of each name was shown (recorded with the certificate)."""
     return tuple(
-        ValidatedIdentifier(authorization.identifier, challenge.type, challenge.validated_at)
+        ValidatedIdentifier(
+            authorization.identifier,
+            challenge.type,
+            challenge.validated_at,
+            challenge.attested_key,
+            subdomains=authorization.subdomains,
+        )
         for authorization in found.authorizations
         for challenge in authorization.challenges
         if challenge.status is ChallengeStatus.VALID and challenge.validated_at is not None

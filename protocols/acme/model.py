@@ -1,7 +1,8 @@
 """ACME resources as values, and their states (RFC 8555 section 7.1.6): every transition is in this file."""
 
+import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -78,10 +79,14 @@ def sources_of(target: OrderStatus | AuthorizationStatus | ChallengeStatus) -> t
 
 @dataclass(frozen=True, slots=True)
 class OrderIdentifier:
-    """A name of an order: `sent` is what the client wrote and is echoed, `identifier` is what it means."""
+    """A name of an order: `sent` is what the client wrote and is echoed, `identifier` is what it means.
+
+    `ancestor` is a domain above it that the client can show control of instead (RFC 9444 section 4.3).
+    """
 
     identifier: Identifier
     sent: str
+    ancestor: Identifier | None = None
 
 
 DNS_PERSIST = "dns-persist-01"
@@ -97,7 +102,8 @@ def challenge_id(authorization_id: str, kind: str) -> str:
 class Challenge:
     """One way to show control of an identifier. `error` is a problem document in JSON.
 
-    All challenges of an authorization have one token.
+    `response` is what the client sent to be looked at, until that is done; `evidence`, a JSON object of texts, what it
+    showed. All challenges of an authorization have one token.
     """
 
     id: str
@@ -108,11 +114,40 @@ class Challenge:
     validated_at: datetime | None = None
     error: bytes | None = None
     attempts: int = 0
+    response: bytes | None = None
+    evidence: bytes | None = None
+
+    @property
+    def attested_key(self) -> bytes:
+        """SHA-256 of the key that a device attested, which alone may be certified; empty where there is none."""
+        found = {} if self.evidence is None else json.loads(self.evidence)
+        return bytes.fromhex(found.get("key_sha256", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a challenge, as it is told to operators: printable, and bounded in size."""
+
+    number: int
+    """From 1 on, within its challenge."""
+    started_at: datetime
+    duration: timedelta
+    front: str
+    """The process that made it, as `node/process/instance`."""
+    seen: tuple[str, ...]
+    """Where it looked and what it found there."""
+    outcome: str
+    """`valid`, or the type of the problem without its URN."""
+    detail: str = ""
+    """What was wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """An account's right to a name; `identifier` is without the wildcard label, which `wildcard` tells."""
+    """An account's right to a name; `identifier` is without the wildcard label, which `wildcard` tells.
+
+    `subdomains`: to all names below it too (RFC 9444), but to no wildcard.
+    """
 
     id: str
     account_id: str
@@ -122,6 +157,13 @@ class Authorization:
     created_at: datetime
     expires_at: datetime
     challenges: tuple[Challenge, ...] = ()
+    subdomains: bool = False
+
+    def covers(self, name: Identifier) -> bool:
+        """Whether this is for a name of an order: for itself, or for a domain above it and all below (RFC 9444)."""
+        if (self.identifier, self.wildcard) == (name.base, name.is_wildcard):
+            return True
+        return self.subdomains and not name.is_wildcard and self.identifier in name.domains_above
 
     def status_at(self, now: datetime) -> AuthorizationStatus:
         """The state as a client is told: a valid authorization expires by itself, a pending one becomes invalid."""

@@ -9,19 +9,31 @@ import hmac
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from hashlib import sha256
 
 from protocols.acme.encoding import EncodingError, b64url_decode, b64url_encode
 
-_CONTEXT = b"acme nonce 2\0"
+_CONTEXT = b"acme nonce 3\0"
 _TIME_OCTETS = 8
-_RANDOM_OCTETS = 12
+_RANDOM_OCTETS = 11
+_FLAVOUR_OCTETS = 1
 _MAC_OCTETS = 16
-_OCTETS = _TIME_OCTETS + _RANDOM_OCTETS + _MAC_OCTETS
+_OCTETS = _TIME_OCTETS + _RANDOM_OCTETS + _FLAVOUR_OCTETS + _MAC_OCTETS
 _TEXT_LENGTH = _OCTETS * 4 // 3
 _MIN_KEY = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+
+class Flavour(IntEnum):
+    """What a nonce says of who was given it (`protocols.acme.chaos`)."""
+
+    PLAIN = 0
+    TRIED = 1
+    """By a staging profile that tries its clients."""
+    DOOMED = 2
+    """Likewise, and it is to be refused."""
 
 
 class BadNonceError(Exception):
@@ -46,10 +58,10 @@ class NonceBook:
         self._lifetime = lifetime
         self._clock = clock
 
-    def issue(self) -> str:
+    def issue(self, flavour: Flavour = Flavour.PLAIN) -> str:
         """Make a fresh nonce: 48 characters of base64url."""
         time = (self._clock() + self._lifetime - _EPOCH) // _MICROSECOND
-        body = time.to_bytes(_TIME_OCTETS, "big") + secrets.token_bytes(_RANDOM_OCTETS)
+        body = time.to_bytes(_TIME_OCTETS, "big") + secrets.token_bytes(_RANDOM_OCTETS) + bytes((flavour,))
         return b64url_encode(body + self._mac(body))
 
     def check(self, text: str) -> datetime:
@@ -67,6 +79,11 @@ class NonceBook:
         if self._clock() > expires_at:
             raise BadNonceError("the nonce has expired")
         return expires_at
+
+    @staticmethod
+    def flavour_of(checked: str) -> Flavour:
+        """The flavour of a nonce that `check` let pass."""
+        return Flavour(b64url_decode(checked)[-_MAC_OCTETS - _FLAVOUR_OCTETS])
 
     def _mac(self, body: bytes) -> bytes:
         return hmac.digest(self._key, _CONTEXT + body, sha256)[:_MAC_OCTETS]

@@ -75,10 +75,11 @@ class KeyChange(Struct, frozen=True):
 
 
 class OrderIdentifier(Struct, frozen=True):
-    """One identifier as sent; `value` may be any text."""
+    """One identifier as sent; `value` may be any text, and so may `ancestorDomain` (RFC 9444 section 4.3)."""
 
     type: Word
     value: Annotated[str, Meta(max_length=1024)]
+    ancestorDomain: Annotated[str, Meta(max_length=1024)] | None = None
 
 
 class NewOrder(Struct, frozen=True):
@@ -100,10 +101,18 @@ class NewOrder(Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, _in_utc(time))
 
 
+class AuthorizationIdentifier(Struct, frozen=True):
+    """The identifier of newAuthz as sent: perhaps with all names below it (RFC 9444 section 4.2)."""
+
+    type: Word
+    value: Annotated[str, Meta(max_length=1024)]
+    subdomainAuthAllowed: bool | None = None
+
+
 class NewAuthorization(Struct, frozen=True):
     """Payload of newAuthz (RFC 8555 section 7.4.1)."""
 
-    identifier: OrderIdentifier
+    identifier: AuthorizationIdentifier
 
 
 class Finalize(Struct, frozen=True):
@@ -127,6 +136,13 @@ class AuthorizationUpdate(Struct, frozen=True):
 
 class ChallengeResponse(Struct, frozen=True):
     """Payload of a POST to a challenge: `{}`, or an older client's keyAuthorization, which nothing depends on."""
+
+
+class DeviceAttestation(Struct, frozen=True):
+    """Payload of a POST to a device-attest-01 challenge (draft-ietf-acme-device-attest section 5)."""
+
+    attObj: Base64Url
+    """A WebAuthn attestation object in CBOR."""
 
 
 def decode_payload(kind: type[T], data: bytes) -> T:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from protocols.acme.chaos import Chaos
 from protocols.acme.limits import NO_LIMITS, Limits
 from protocols.acme.validation import USUAL_CHALLENGES, ValidationPolicy
 
@@ -26,8 +27,12 @@ class AcmeOptions:
     terms_of_service: str = ""
     website: str = ""
     caa_identities: tuple[str, ...] = ()
+    caa_max_age: timedelta = timedelta(hours=8)
+    """How old lookups of CAA records may be that let an order pass."""
     order_lifetime: timedelta = timedelta(days=7)
     authorization_lifetime: timedelta = timedelta(days=30)
+    authorization_reuse_lifetime: timedelta = timedelta(days=30)
+    """How long after its validation an authorization is good for new orders; zero: never, and no newAuthz."""
     nonce_lifetime: timedelta = timedelta(hours=1)
     validation_attempts: int = 4
     validation_concurrency: int = 50
@@ -46,6 +51,8 @@ class AcmeOptions:
     """Pending authorizations that one account asked for by themselves."""
     max_jws: int = MAX_JWS
     limits: Limits = NO_LIMITS
+    chaos: Chaos | None = None
+    """What tries the clients of staging profiles; None: nothing."""
     limits_help_url: str = ""
     """Where clients that are refused for a limit read more; empty: nowhere."""
     unsafe_skip_validation: bool = False

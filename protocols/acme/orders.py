@@ -10,19 +10,26 @@ from typing import Any
 from ca_server.core.bindings import decide_binding
 from ca_server.core.csr import ParsedCsr, parse_csr
 from ca_server.core.keycheck import check_key
-from ca_server.core.policy import decide, decide_identifiers, decide_validity, refusal
+from ca_server.core.policy import (
+    DEVICE_ATTEST,
+    decide,
+    decide_identifiers,
+    decide_validity,
+    refusal,
+    unattested_key,
+)
 from ca_server.domain.accounts import Account
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.certificates import CertificateRecord, IssuedCertificate
 from ca_server.domain.enrollment import Deny
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.domain.ids import new_id
-from ca_server.domain.names import Identifier
+from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.domain.profiles import Profile
 from protocols.acme.certid import parse_certid
 from protocols.acme.exchange import Exchange
-from protocols.acme.identifiers import denied, read_identifiers, refused
-from protocols.acme.issuing import Issuing, enrollment_request
+from protocols.acme.identifiers import DEVICE_PARSERS, PARSERS, denied, read_identifiers, refused
+from protocols.acme.issuing import Issuing, enrollment_request, evidence_of
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -35,7 +42,7 @@ from protocols.acme.model import (
 from protocols.acme.objects import Finalize, NewAuthorization, NewOrder, decode_payload
 from protocols.acme.objects import OrderIdentifier as Wanted
 from protocols.acme.options import AcmeOptions
-from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource
+from protocols.acme.ports import AcmeStore, AlreadyReplacedError, OpenBounds, ProfileSource, Reuse
 from protocols.acme.problems import ErrorType, Problem, ProblemError
 from protocols.acme.renewal import Renewals
 from protocols.acme.terms import has_agreed, must_agree
@@ -63,6 +70,7 @@ class Orders:
         self._issuing = issuing
         self._renewals = renewals
         self._urls = urls
+        self._parsers = {**PARSERS, **(DEVICE_PARSERS if DEVICE_ATTEST in validators else {})}
 
     # --- newOrder -------------------------------------------------------------------------------------------------
 
@@ -95,7 +103,7 @@ class Orders:
             request_id=exchange.request_id,
             replaces=wanted.replaces,
         )
-        candidates = [self._authorization(account, name, exchange.now, expires) for name in names]
+        candidates = self._candidates(account, profile, identifiers, exchange.now, expires)
         event = exchange.event(
             EventType.ORDER_CREATED,
             object=f"acme-order:{order_id}",
@@ -107,8 +115,12 @@ class Orders:
         if draws and await self._renews(order, replaced):
             draws = self._options.limits.new_order(order, renews=True)
         bounds = OpenBounds(self._options.max_open_orders, self._options.max_open_names, draws)
+        chaos = self._options.chaos
+        afresh = chaos.afresh(candidates) if chaos is not None and chaos.applies(profile) else frozenset()
         try:
-            created = await self._store.create_order(order, candidates, bounds, [event], exchange.nonce)
+            created = await self._store.create_order(
+                order, candidates, bounds, [event], exchange.nonce, self._reuse(profile, exchange.now), afresh
+            )
         except AlreadyReplacedError:
             detail = "another order replaces that certificate"
             raise ProblemError(Problem(ErrorType.ALREADY_REPLACED, detail, rule="acme.replaced")) from None
@@ -118,18 +130,29 @@ class Orders:
     async def authorize(self, exchange: Exchange) -> Authorization:
         """NewAuthz: one name by policy as for an order, authorized before there is any (RFC 8555 section 7.4.1).
 
-        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards: orders alone
-        can have them.
+        The account's valid authorization is given where it has one. REJECTED_IDENTIFIER for wildcards and devices:
+        orders alone can have them. NOT_FOUND where no order could stand on it.
         """
         account = self._agreed(exchange)
-        wanted = decode_payload(NewAuthorization, exchange.payload).identifier
         profile = self._profile(exchange.profile)
-        name = (await self._identifiers(exchange, profile, (wanted,), counted=False))[0].identifier
-        if name.is_wildcard:
-            deny = Deny("names.preauthorization", "a wildcard is authorized with its order alone; use newOrder", name)
+        reuse = self._reuse(profile, exchange.now)
+        if reuse is None:
+            raise CaError(ErrorKind.NOT_FOUND, "authorizations are for their orders alone here; use newOrder")
+        wanted = decode_payload(NewAuthorization, exchange.payload).identifier
+        asked = (Wanted(wanted.type, wanted.value),)
+        name = (await self._identifiers(exchange, profile, asked, counted=False))[0].identifier
+        if name.is_wildcard or name.is_device:
+            what = "a device attests one key, and" if name.is_device else "a wildcard"
+            deny = Deny("names.preauthorization", f"{what} is authorized with its order alone; use newOrder", name)
             await self._record_refusal(exchange, profile.name, (name,), deny)
             raise refusal((deny,))
-        candidate = self._authorization(account, name, exchange.now, exchange.now + self._options.order_lifetime)
+        candidate = self._authorization(
+            account,
+            name,
+            exchange.now,
+            exchange.now + self._options.order_lifetime,
+            subdomains=bool(wanted.subdomainAuthAllowed) and self._may_cover_subdomains(profile, name),
+        )
         event = exchange.event(
             EventType.AUTHORIZATION_CREATED,
             object=f"acme-authorization:{candidate.id}",
@@ -138,7 +161,7 @@ class Orders:
         )
         draws = self._options.limits.validation(candidate, failed=False)
         found = await self._store.create_authorization(
-            candidate, self._options.max_open_authorizations, [event], exchange.nonce, draws
+            candidate, self._options.max_open_authorizations, [event], exchange.nonce, reuse, draws
         )
         exchange.nonce_used()
         return found
@@ -183,7 +206,7 @@ class Orders:
             raise CaError(ErrorKind.MALFORMED, "an order names at least one identifier")
         if len(wanted) > self._options.max_identifiers:
             raise CaError(ErrorKind.MALFORMED, f"an order names at most {self._options.max_identifiers} identifiers")
-        identifiers, wrong = read_identifiers(wanted)
+        identifiers, wrong = read_identifiers(wanted, self._parsers)
         names = tuple(item.identifier for item in identifiers)
         denials = await self._denials(exchange, profile, names, counted=counted and not wrong) if names else ()
         if denials:
@@ -205,11 +228,10 @@ class Orders:
         )
         return denials or await self._binding_denials(exchange, profile.name, names, counted=counted)
 
-    def _applicable(self, name: Identifier) -> tuple[str, ...]:
-        """The challenges that can be offered for a name."""
-        return tuple(
-            kind for kind, validator in self._validators.items() if validator.applies(name.base, name.is_wildcard)
-        )
+    def _applicable(self, name: Identifier, *, subdomains: bool = False) -> tuple[str, ...]:
+        """The challenges that can be offered for a name; for all below it, as for wildcards, those of the DNS alone."""
+        more = name.is_wildcard or subdomains
+        return tuple(kind for kind, validator in self._validators.items() if validator.applies(name.base, more))
 
     async def _binding_denials(
         self, exchange: Exchange, profile: str, names: Sequence[Identifier], *, counted: bool = True
@@ -232,12 +254,58 @@ class Orders:
             raise CaError(ErrorKind.NOT_FOUND, f"there is no profile {name!r}")
         return profile
 
-    def _authorization(self, account: Account, name: Identifier, now: datetime, expires: datetime) -> Authorization:
+    # --- Authorizations -------------------------------------------------------------------------------------------
+
+    def _reuse(self, profile: Profile, now: datetime) -> Reuse | None:
+        """Which authorizations a new order may stand on."""
+        lifetime = self._options.authorization_reuse_lifetime
+        return Reuse(now - lifetime, subdomains=profile.names.allow_subdomain_authorization) if lifetime else None
+
+    def authorizes_subdomains(self, profile: str) -> bool:
+        """Whether authorizations for all names below a domain can be had under a profile (RFC 9444)."""
+        found = self._profiles.get(profile)
+        return found is not None and self._may_cover_subdomains(found, Identifier(IdentifierType.DNS, "any.test"))
+
+    def _may_cover_subdomains(self, profile: Profile, domain: Identifier) -> bool:
+        """Whether an authorization for a domain can be one for all names below it (RFC 9444)."""
+        return (
+            profile.names.allow_subdomain_authorization
+            and bool(self._applicable(domain, subdomains=True))
+            and "." in domain.value
+        )
+
+    def _candidates(
+        self,
+        account: Account,
+        profile: Profile,
+        identifiers: Sequence[OrderIdentifier],
+        now: datetime,
+        expires: datetime,
+    ) -> list[Authorization]:
+        """The authorization to make for each identifier: its own, or one that all names below a domain share."""
+        above = {
+            item.identifier: item.ancestor
+            for item in identifiers
+            if item.ancestor is not None
+            and not item.identifier.is_wildcard
+            and self._may_cover_subdomains(profile, item.ancestor)
+        }
+        shared = {
+            domain: self._authorization(account, domain, now, expires, subdomains=True)
+            for domain in dict.fromkeys(above.values())
+        }
+        names = [item.identifier for item in identifiers]
+        # A domain that others of the order are validated by needs no other authorization itself.
+        return [shared.get(above.get(name, name)) or self._authorization(account, name, now, expires) for name in names]
+
+    def _authorization(
+        self, account: Account, name: Identifier, now: datetime, expires: datetime, *, subdomains: bool = False
+    ) -> Authorization:
         authorization_id = new_id()
         token = token_urlsafe(32)
         challenges = tuple(
             Challenge(challenge_id(authorization_id, kind), authorization_id, kind, token)
-            for kind in self._applicable(name)
+            for kind in self._applicable(name, subdomains=subdomains)
         )
         return Authorization(
             id=authorization_id,
@@ -248,6 +316,7 @@ class Orders:
             created_at=now,
             expires_at=expires,
             challenges=challenges,
+            subdomains=subdomains,
         )
 
     # --- Finalize -------------------------------------------------------------------------------------------------
@@ -298,16 +367,25 @@ class Orders:
             check_key(csr.public_key, profile, blocked=await self._store.spki_blocked(csr.spki_sha256))
         except CaError as error:
             deny = Deny(error.rule or error.kind.value, error.detail)
-            await self._record_refusal(exchange, profile.name, names, deny)
+            await self._record_refusal(exchange, profile.name, names, deny, order.id)
             raise
         request = enrollment_request(order, exchange.own_account.tenant, csr_der, ())
         decision = decide(profile, request, csr, now=exchange.now)
         denials = (
             (decision,) if isinstance(decision, Deny) else await self._binding_denials(exchange, order.profile, names)
         )
+        if not denials and any(name.is_device for name in names):
+            wrong = await self._wrong_key(exchange, order, csr)
+            denials = () if wrong is None else (wrong,)
         if denials:
-            await self._record_refusal(exchange, profile.name, names, denials[0])
+            await self._record_refusal(exchange, profile.name, names, denials[0], order.id)
             raise refusal(denials)
+
+    async def _wrong_key(self, exchange: Exchange, order: Order, csr: ParsedCsr) -> Deny | None:
+        """The denial of a CSR for another key than the devices of the order attested."""
+        work = await self._store.order_work(order.id)
+        evidence = () if work is None else evidence_of(work)
+        return unattested_key(enrollment_request(order, exchange.own_account.tenant, csr.der, evidence), csr)
 
     def _check_not_account_key(self, exchange: Exchange, csr: ParsedCsr) -> None:
         """RFC 8555 section 11.1: the account's key in a CSR is refused."""
@@ -315,11 +393,17 @@ class Orders:
             raise CaError(ErrorKind.BAD_CSR, "the CSR has the account's key; make another", rule="csr.account_key")
 
     async def _record_refusal(
-        self, exchange: Exchange, profile: str, names: Sequence[Identifier], denial: Deny
+        self,
+        exchange: Exchange,
+        profile: str,
+        names: Sequence[Identifier],
+        denial: Deny,
+        order_id: str | None = None,
     ) -> None:
         event = exchange.event(
             EventType.ISSUANCE_REFUSED,
             Outcome.DENIED,
+            object=f"acme:{exchange.own_account.id}" if order_id is None else f"acme-order:{order_id}",
             profile=profile,
             names=tuple(str(name) for name in names),
             reason=denial.detail,
@@ -336,7 +420,7 @@ class Orders:
         shown: dict[str, Any] = {
             "status": status.value,
             "expires": rfc3339(order.expires_at),
-            "identifiers": [{"type": item.identifier.type.value, "value": item.sent} for item in order.identifiers],
+            "identifiers": [_shown(item) for item in order.identifiers],
             "authorizations": [self._urls.authorization(each) for each in order.authorization_ids],
             "finalize": self._urls.finalize(order.id),
         }
@@ -351,6 +435,13 @@ class Orders:
         if status is OrderStatus.VALID:
             shown["certificate"] = self._urls.certificate(order.id)
         return shown
+
+
+def _shown(item: OrderIdentifier) -> dict[str, str]:
+    shown = {"type": item.identifier.type.value, "value": item.sent}
+    if item.ancestor is not None:
+        shown["ancestorDomain"] = item.ancestor.value
+    return shown
 
 
 def rfc3339(moment: datetime) -> str:

@@ -7,7 +7,7 @@ was one; RATE_LIMITED with the rule of the limit, and nothing done or taken, whe
 owner's of what is changed: what is done for one account is done by one process after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -21,7 +21,8 @@ from ca_server.domain.incidents import Incident
 from ca_server.domain.names import Identifier
 from ca_server.domain.profiles import Profile
 from ca_server.domain.rates import Draw
-from protocols.acme.model import Authorization, Challenge, Order
+from protocols.acme.caa.evaluation import CaaLookup
+from protocols.acme.model import Attempt, Authorization, Challenge, Order
 
 
 class NonceReplayedError(Exception):
@@ -130,6 +131,21 @@ class OpenBounds:
     draws: Sequence[Draw] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Which valid authorizations of an account its new orders may stand on: those validated at `since` or later.
+
+    `subdomains`: of the domains above a name too, where they are for all names below them.
+    """
+
+    since: datetime | None = None
+    """None: whenever it was."""
+    subdomains: bool = False
+
+
+ANY_VALID = Reuse()
+
+
 class AcmeStore(Protocol):
     """Accounts, orders, authorizations, challenges and nonces."""
 
@@ -189,8 +205,14 @@ class AcmeStore(Protocol):
         bounds: OpenBounds,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse | None = ANY_VALID,
+        afresh: Collection[str] = (),
     ) -> Order:
-        """Create an order. For each candidate a valid authorization of the account is reused, or it is created.
+        """Create an order. For each identifier a valid authorization of the account is reused, or its candidate made.
+
+        A candidate may be that of several identifiers. `reuse` None: none is reused.
+
+        Those whose ids are in `afresh` are created in any case.
 
         The order is ready at once where all are valid, and lives no longer than any that was reused. RATE_LIMITED
         where the account's unfinished ones are at the bounds. AlreadyReplacedError where another order replaces the
@@ -203,9 +225,12 @@ class AcmeStore(Protocol):
         max_open: int,
         events: Sequence[AuditEvent],
         nonce: NonceUse | None,
+        reuse: Reuse = ANY_VALID,
         draws: Sequence[Draw] = (),
     ) -> Authorization:
         """The account's valid authorization for the name, or else the candidate, created (RFC 8555 section 7.4.1).
+
+        One that stands is for all names below if the candidate is.
 
         RATE_LIMITED where the account has `max_open` pending ones that were created here.
         """
@@ -246,11 +271,13 @@ class AcmeStore(Protocol):
         max_processing: int,
         nonce: NonceUse | None,
         draws: Sequence[Draw] = (),
+        response: bytes | None = None,
     ) -> bool:
         """Take a pending challenge of a pending authorization to processing, its first attempt counted.
 
-        Of several calls, by whatever processes, one is told True. False where it is not pending; RATE_LIMITED where
-        the account has `max_processing` in processing.
+        `response`, what the client sent to be looked at, is kept until the challenge is settled. Of several calls, by
+        whatever processes, one is told True. False where it is not pending; RATE_LIMITED where the account has
+        `max_processing` in processing.
         """
 
     async def claim_challenges(
@@ -265,7 +292,9 @@ class AcmeStore(Protocol):
     async def keep_challenges(self, lessee: Lessee, works: Sequence[Work]) -> frozenset[str]:
         """Prolong leases; returns the ids whose lease the holder still has."""
 
-    async def record_attempt(self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes) -> bool:
+    async def record_attempt(
+        self, account_id: str, challenge_id: str, lessee: Lessee, error: bytes, attempt: Attempt | None = None
+    ) -> bool:
         """Keep what a failed attempt saw, count the next and prolong the lease; false where the lease was lost."""
 
     async def finish_challenge(
@@ -277,10 +306,13 @@ class AcmeStore(Protocol):
         valid_until: datetime,
         events: Sequence[AuditEvent],
         draws: Sequence[Draw] = (),
+        evidence: bytes | None = None,
+        attempt: Attempt | None = None,
     ) -> bool:
         """Settle a challenge, its authorization, and the orders that waited for it: in one transaction.
 
-        `draws` count a failure; they refuse nothing here.
+        `draws` count a failure; they refuse nothing here. `evidence` is kept with the challenge, and so is `attempt`:
+        the last one, where there was any.
 
         Without error the authorization is valid until `valid_until`, and orders all of whose authorizations are
         valid become ready; with one the authorization becomes invalid, and orders without a certificate fail with
@@ -308,6 +340,15 @@ class AcmeStore(Protocol):
     async def fail_order(self, account_id: str, order_id: str, error: bytes, events: Sequence[AuditEvent]) -> bool:
         """Make an order in processing invalid; false where it has a certificate or is not processing."""
 
+    async def caa_lookups(self, names: Sequence[str], since: datetime) -> Mapping[str, CaaLookup]:
+        """What was looked up since then, by name; what is not there was not, or is forgotten."""
+
+    async def save_caa(self, lookups: Sequence[CaaLookup], events: Sequence[AuditEvent]) -> None:
+        """Keep lookups, each in place of an earlier one of its name."""
+
+    async def prune_caa(self, before: datetime, limit: int) -> int:
+        """Forget lookups made before; returns how many."""
+
     async def expired_orders(self, before: datetime, limit: int) -> tuple[str, ...]:
         """Orders that expired before, with all their authorizations, and that no certificate valid since needs."""
 
@@ -326,8 +367,8 @@ class AcmeStore(Protocol):
     async def incident_of(self, record: CertificateRecord) -> Incident | None:
         """The oldest incident under way that names a certificate issued before it, without its targets."""
 
-    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool]]:
-        """Names that an account holds valid authorizations for, each with its wildcard flag."""
+    async def valid_identifiers(self, account_id: str, now: datetime) -> frozenset[tuple[Identifier, bool, bool]]:
+        """Names that an account has valid authorizations for: whether for the wildcard, whether for all names below."""
 
     async def spki_blocked(self, spki_sha256: bytes) -> bool:
         """Whether a public key is on the blocklist."""

@@ -35,6 +35,7 @@ class ErrorType(StrEnum):
     AUTO_RENEWAL_CANCELLATION_INVALID = "autoRenewalCancellationInvalid"
     AUTO_RENEWAL_EXPIRED = "autoRenewalExpired"
     AUTO_RENEWAL_REVOCATION_NOT_SUPPORTED = "autoRenewalRevocationNotSupported"
+    BAD_ATTESTATION_STATEMENT = "badAttestationStatement"
     BAD_CSR = "badCSR"
     BAD_NONCE = "badNonce"
     BAD_PUBLIC_KEY = "badPublicKey"

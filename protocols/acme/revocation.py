@@ -73,14 +73,20 @@ class Revocations:
         if record.requester_protocol == Protocol.ACME.value and record.requester_id == account.id:
             return "account"
         held = await self._store.valid_identifiers(account.id, exchange.now)
-        names = [_split(name) for name in record.names]
-        return "authorizations" if names and all(name in held for name in names) else None
+        exactly = {(identifier, wildcard) for identifier, wildcard, _ in held}
+        domains = {identifier for identifier, _, subdomains in held if subdomains}
+        names = [_identifier(name) for name in record.names]
+        covered = [
+            (name.base, name.is_wildcard) in exactly
+            or (not name.is_wildcard and not domains.isdisjoint(name.domains_above))
+            for name in names
+        ]
+        return "authorizations" if names and all(covered) else None
 
 
-def _split(name: str) -> tuple[Identifier, bool]:
+def _identifier(name: str) -> Identifier:
     kind, _, value = name.partition(":")
-    identifier = Identifier(IdentifierType(kind), value)
-    return identifier.base, identifier.is_wildcard
+    return Identifier(IdentifierType(kind), value)
 
 
 def _reason(code: int | None) -> RevocationReason:

@@ -8,6 +8,7 @@ database before it is made: one that takes the process with it is not made for e
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,12 +20,20 @@ from ca_server.core.audit import EventFactory
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError
 from ca_server.domain.rates import Draw
-from protocols.acme.model import DNS_PERSIST, Authorization, Challenge, ChallengeStatus
+from protocols.acme.model import DNS_PERSIST, Attempt, Authorization, Challenge, ChallengeStatus
 from protocols.acme.options import AcmeOptions
 from protocols.acme.ports import AcmeStore, ChallengeWork, Lessee, NonceUse, Work
 from protocols.acme.problems import ErrorType, Problem
 from protocols.acme.urls import Urls
-from protocols.acme.validation import Evidence, ValidationProblem, ValidationTarget, Validator, key_authorization
+from protocols.acme.validation import (
+    Evidence,
+    Sightings,
+    ValidationProblem,
+    ValidationTarget,
+    Validator,
+    key_authorization,
+)
+from protocols.acme.validation.model import MAX_DETAIL, shown
 
 _log = structlog.get_logger(__name__)
 
@@ -41,6 +50,9 @@ _GIVEN_UP = Problem(ErrorType.UNAUTHORIZED, "the authorization was settled, or e
 _INTERRUPTED = ValidationProblem("serverInternal", "validation was interrupted too often", retryable=False)
 _FAILED = ValidationProblem("serverInternal", "the server failed to validate; its log tells why", retryable=True)
 
+VALID = "valid"
+"""The outcome of a validation without a problem, in metrics and attempts."""
+
 ObserveValidation = Callable[[str, str], None]
 
 
@@ -52,7 +64,11 @@ class _Job:
     lease_until: datetime
     found: ChallengeWork | None = None
     timer: asyncio.TimerHandle | None = None
-    """Set between two attempts."""
+    """Set between two attempts, and before the first of a client that is tried."""
+    delay: float = 0.0
+    """Seconds before the first attempt."""
+    done: asyncio.Event | None = None
+    """Set when this process is done with it, where somebody waits for that."""
 
 
 class Validating:
@@ -90,7 +106,14 @@ class Validating:
         return Lessee(self._holder, datetime.now(UTC), LEASE + timedelta(seconds=pause))
 
     async def begin(
-        self, challenge: Challenge, authorization: Authorization, thumbprint: str, nonce: NonceUse | None
+        self,
+        challenge: Challenge,
+        authorization: Authorization,
+        thumbprint: str,
+        nonce: NonceUse | None,
+        response: bytes | None = None,
+        *,
+        is_tried: bool = False,
     ) -> Challenge | None:
         """Take a pending challenge to processing, committed, and start work; None where it is not pending.
 
@@ -104,18 +127,31 @@ class Validating:
             self._options.max_validations,
             nonce,
             self._options.limits.validation(authorization, failed=False),
+            response,
         ):
             return None
-        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1)
+        begun = replace(challenge, status=ChallengeStatus.PROCESSING, attempts=1, response=response)
         found = ChallengeWork(begun, authorization, thumbprint)
-        if self._options.unsafe_skip_validation:
-            await self._finish(found, None, skipped="true")
+        if self._options.unsafe_skip_validation and response is None:
+            await self._finish(found, None, None, skipped="true")
             done = await self._store.challenge(challenge.id)
             return begun if done is None else done[0]
+        chaos = self._options.chaos
+        delay = chaos.delay() if chaos is not None and is_tried else 0.0
         # What dns-persist-01 needs beyond this is in the database alone.
         known = None if challenge.type == DNS_PERSIST else found
-        self._add(_Job(Work(challenge.id, account_id), lessee.until, known))
+        self._add(_Job(Work(challenge.id, account_id), lessee.until, known, delay=delay))
         return begun
+
+    async def settled(self, challenge_id: str, patience: float) -> None:
+        """Return when this process is done with a challenge, or when the patience, in seconds, runs out."""
+        job = self._jobs.get(challenge_id)
+        if job is None:
+            return
+        job.done = job.done or asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await job.done.wait()
 
     async def resume(self, *, restarted: bool = False) -> int:
         """Take over challenges whose lease ran out; `restarted`, at a start, what this process had before."""
@@ -159,8 +195,12 @@ class Validating:
     # --- Turns ----------------------------------------------------------------------------------------------------
 
     def _add(self, job: _Job) -> None:
-        if job.work.id not in self._jobs:
-            self._jobs[job.work.id] = job
+        if job.work.id in self._jobs:
+            return
+        self._jobs[job.work.id] = job
+        if job.delay:
+            job.timer = asyncio.get_running_loop().call_later(job.delay, self._enqueue, job)
+        else:
             self._enqueue(job)
 
     def _enqueue(self, job: _Job) -> None:
@@ -175,6 +215,8 @@ class Validating:
         if job.timer is not None:
             job.timer.cancel()
         self._jobs.pop(job.work.id, None)
+        if job.done is not None:
+            job.done.set()
 
     def _dispatch(self) -> None:
         """Start attempts while there are slots, one account after the other."""
@@ -228,24 +270,32 @@ class Validating:
             return None
         job.found = found
         limit = self._options.validation_attempts
-        seen = _INTERRUPTED if job.work.attempt > limit else await self._try(found)
-        if not isinstance(seen, ValidationProblem):
-            await self._finish(found, None, seen)
-            return None
-        problem = seen
-        if not problem.retryable or job.work.attempt >= limit:
-            await self._finish(found, problem)
+        started_at, sightings = datetime.now(UTC), Sightings()
+        seen = _INTERRUPTED if job.work.attempt > limit else await self._try(found, sightings)
+        problem = seen if isinstance(seen, ValidationProblem) else None
+        attempt = Attempt(
+            number=job.work.attempt,
+            started_at=started_at,
+            duration=datetime.now(UTC) - started_at,
+            front=self._holder,
+            seen=sightings.lines,
+            outcome=VALID if problem is None else problem.type,
+            detail="" if problem is None else shown(problem.detail, MAX_DETAIL),
+        )
+        if problem is None or not problem.retryable or job.work.attempt >= limit:
+            await self._finish(found, problem, attempt, seen if isinstance(seen, Evidence) else None)
             return None
         _log.info("validation attempt failed", challenge=job.work.id, attempt=job.work.attempt, saw=problem.detail)
         pause = _PAUSES[min(job.work.attempt, len(_PAUSES)) - 1]
         lessee = self._lessee(pause)
-        if not await self._store.record_attempt(job.work.account_id, job.work.id, lessee, _document(problem)):
+        document = _document(problem)
+        if not await self._store.record_attempt(job.work.account_id, job.work.id, lessee, document, attempt):
             return None
         job.work = replace(job.work, attempt=job.work.attempt + 1)
         job.lease_until = lessee.until
         return pause
 
-    async def _try(self, found: ChallengeWork) -> ValidationProblem | Evidence | None:
+    async def _try(self, found: ChallengeWork, sightings: Sightings) -> ValidationProblem | Evidence | None:
         """Validate once; what a validator raises is a failed attempt."""
         challenge, authorization = found.challenge, found.authorization
         validator = self._validators.get(challenge.type)
@@ -256,9 +306,11 @@ class Validating:
             challenge.token,
             key_authorization(challenge.token, found.thumbprint),
             self._urls.account(authorization.account_id),
+            sightings=sightings,
             account_hash_prefix=self._urls.account_hash_prefix(),
             thumbprints=(found.thumbprint, *found.former_thumbprints),
-            covers_more=authorization.wildcard,
+            covers_more=authorization.wildcard or authorization.subdomains,
+            response=challenge.response or b"",
         )
         try:
             async with asyncio.timeout(_LONGEST_ATTEMPT):
@@ -271,6 +323,7 @@ class Validating:
         self,
         found: ChallengeWork,
         problem: ValidationProblem | None,
+        attempt: Attempt | None,
         evidence: Evidence | None = None,
         **extra: str,
     ) -> None:
@@ -282,8 +335,9 @@ class Validating:
             )
         valid_until = now + self._options.authorization_lifetime
         if evidence is not None:
-            extra |= evidence.details
             valid_until = min(valid_until, evidence.until or valid_until)
+        if problem is None:
+            extra |= _evidence(attempt, evidence)
         event = self._events.make(
             EventType.CHALLENGE_VALIDATED if problem is None else EventType.CHALLENGE_FAILED,
             outcome=Outcome.SUCCESS if problem is None else Outcome.FAILURE,
@@ -301,14 +355,24 @@ class Validating:
             valid_until,
             [event],
             self._failure(authorization, problem),
+            msgspec.json.encode(extra) if problem is None else None,
+            attempt,
         )
-        self._observe(challenge.type, "valid" if problem is None else problem.type)
+        self._observe(challenge.type, VALID if problem is None else problem.type)
 
     def _failure(self, authorization: Authorization, problem: ValidationProblem | None) -> tuple[Draw, ...]:
         """What a validation takes from limits on failures: nothing where the failure is this server's own."""
         if problem is None or problem.type == ErrorType.SERVER_INTERNAL:
             return ()
         return self._options.limits.validation(authorization, failed=True)
+
+
+def _evidence(attempt: Attempt | None, evidence: Evidence | None) -> dict[str, str]:
+    """What is kept of a validation: what its validator says of it, or what it saw on the way."""
+    details = {} if evidence is None else dict(evidence.details)
+    if attempt is not None and attempt.seen:
+        details.setdefault("seen", shown("; ".join(attempt.seen), MAX_DETAIL))
+    return details
 
 
 def _document(problem: ValidationProblem) -> bytes:

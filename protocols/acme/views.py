@@ -17,6 +17,7 @@ from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.web.middleware import render_refusals
 from protocols.acme.accounts import Accounts
 from protocols.acme.authorizations import Authorizations
+from protocols.acme.caa.checking import CaaChecks, ObserveCaa
 from protocols.acme.certid import CertIdError
 from protocols.acme.exchange import Doorkeeper, Exchange
 from protocols.acme.issuing import Issuing, retry_after
@@ -34,7 +35,7 @@ from protocols.acme.renewal import Renewals
 from protocols.acme.revocation import Revocations
 from protocols.acme.urls import CHALLENGE_ID, ID, Urls, is_id
 from protocols.acme.validating import ObserveValidation, Validating
-from protocols.acme.validation import validators
+from protocols.acme.validation import Resolver, validators
 from protocols.acme.watch import CoreWatch
 
 _log = structlog.get_logger(__name__)
@@ -72,9 +73,13 @@ class AcmeFrontEnd:
         nonce_key: bytes,
         observe_validation: ObserveValidation = lambda _type, _outcome: None,
         observe_limit: Callable[[str], None] = lambda _limit: None,
+        observe_caa: ObserveCaa = lambda _mode, _outcome: None,
     ) -> None:
         holder = events.process
         checks = validators(options.validation, options.challenges)
+        network = options.validation
+        resolver = Resolver(network.nameservers, network.dns_timeout, network.dnssec)
+        caa = CaaChecks(options, store, profiles, resolver, events, observe_caa)
         self._options = options
         self._store = store
         self._profiles = profiles
@@ -86,7 +91,7 @@ class AcmeFrontEnd:
         self._limited = Refusals(store, events, rule="acme.limits", reason="for a limit")
         self._observe_limit = observe_limit
         self._door = Doorkeeper(options, store, self._nonces, self._urls, events, self._refusals)
-        self._issuing = Issuing(options, store, core, events, holder)
+        self._issuing = Issuing(options, store, core, caa, events, holder)
         self._validating = Validating(options, store, checks, events, holder, observe_validation)
         self._accounts = Accounts(options, store, core, self._urls)
         self._renewals = Renewals(options, store)
@@ -98,6 +103,16 @@ class AcmeFrontEnd:
         self._tasks: list[asyncio.Task[None]] = []
         self._retention_due = datetime.now(UTC)
         """Owned by the task of the housekeeping."""
+
+    @property
+    def door(self) -> Doorkeeper:
+        """What turns requests into exchanges."""
+        return self._door
+
+    @property
+    def orders(self) -> Orders:
+        """What answers newOrder and finalize."""
+        return self._orders
 
     # --- Life -----------------------------------------------------------------------------------------------------
 
@@ -157,6 +172,8 @@ class AcmeFrontEnd:
             return
         while await self._store.prune_limits(now - RETENTION_INTERVAL, PRUNE_LIMIT) == PRUNE_LIMIT:
             pass
+        while await self._store.prune_caa(now - self._options.caa_max_age, PRUNE_LIMIT) == PRUNE_LIMIT:
+            pass
         while found := await self._store.expired_orders(now - self._options.retention, FORGET_LIMIT):
             await self._store.forget_orders(found)
         before = now - self._options.retention
@@ -208,11 +225,15 @@ class AcmeFrontEnd:
     def _completed(self, request: web.Request, answer: T) -> T:
         """Put on what every answer carries."""
         if request.method == "POST":
-            answer.headers["Replay-Nonce"] = self._nonces.issue()
+            answer.headers["Replay-Nonce"] = self._new_nonce_for(request)
             answer.headers.setdefault("Cache-Control", "no-store")
         profile = self._known_profile(request) or self._options.default_profile
         answer.headers.add("Link", f'<{self._urls.directory(profile)}>;rel="index"')
         return answer
+
+    def _new_nonce_for(self, request: web.Request) -> str:
+        chaos = self._options.chaos
+        return self._nonces.issue() if chaos is None else self._nonces.issue(chaos.next_flavour(request))
 
     def _refusal(self, request: web.Request, status: int, detail: str, retry_after: int | None) -> web.Response:
         """How the listener's limits say no on ACME's URLs."""
@@ -268,6 +289,8 @@ class AcmeFrontEnd:
         name = self._known_profile(request)
         if name is None:
             raise ProblemError(Problem(ErrorType.MALFORMED, "there is no such profile", status=404))
+        if self._options.chaos is not None:
+            self._options.chaos.enter(request, self._profiles.get(name))
         return name
 
     # --- Unsigned -------------------------------------------------------------------------------------------------
@@ -287,6 +310,8 @@ class AcmeFrontEnd:
         if DNS_PERSIST in self._options.challenges:
             meta["issuerDomainNames"] = list(self._options.validation.issuer_domain_names)
             meta["accountHashPrefix"] = self._urls.account_hash_prefix()
+        if self._orders.authorizes_subdomains(profile):
+            meta["subdomainAuthAllowed"] = True
         directory = {
             "newNonce": self._urls.entry("new-nonce", profile),
             "newAccount": self._urls.entry("new-account", profile),
@@ -297,6 +322,8 @@ class AcmeFrontEnd:
             "renewalInfo": self._urls.renewal_info(),
             "meta": meta,
         }
+        if not self._options.authorization_reuse_lifetime:
+            del directory["newAuthz"]
         return _json(directory, headers={"Cache-Control": "public, max-age=60"})
 
     async def _new_nonce(self, request: web.Request) -> web.Response:
@@ -304,7 +331,7 @@ class AcmeFrontEnd:
         self._profile(request)
         return web.Response(
             status=200 if request.method == "HEAD" else 204,
-            headers={"Replay-Nonce": self._nonces.issue(), "Cache-Control": "no-store"},
+            headers={"Replay-Nonce": self._new_nonce_for(request), "Cache-Control": "no-store"},
         )
 
     async def _renewal_info(self, request: web.Request) -> web.Response:

@@ -19,8 +19,11 @@ from protocols.acme.certid import certid_of
 GROWING = frozenset(
     {
         "acme_accounts",
+        "acme_attempts",
         "acme_authorizations",
+        "acme_caa",
         "acme_challenges",
+        "acme_former_keys",
         "acme_limits",
         "acme_nonces",
         "acme_order_links",
@@ -53,8 +56,12 @@ def test_no_statement_reads_a_whole_table_that_grows(
 ) -> None:
     notes = open_folder("statements")
     notes.chmod(0o777)
-    server = Server(ca_server_command, open_folder("growth"), (*surroundings.settings, *RATES))
+    server = Server(
+        ca_server_command, open_folder("growth"), (*surroundings.settings, *RATES, "acme.caa_identities=ca.test")
+    )
     server.init()
+    profile = server.home / "profiles" / "default.toml"
+    profile.write_text('caa = "enforce"\n' + profile.read_text())
     server.environment = {
         "STATEMENTS_FOLDER": str(notes),
         "PYTHONPATH": str(Path(__file__).parent / "statements"),

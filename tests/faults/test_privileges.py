@@ -62,7 +62,10 @@ def burgled(
         "CODE": str(Path(ca_server.__file__).parent),
     }
     place = Place(server, open_folder("place"))
+    server.environment["CA_SERVER__ACME__CAA_IDENTITIES"] = "ca.test"
     server.init()
+    profile = server.home / "profiles" / "short.toml"
+    profile.write_text('caa = "enforce"\n' + profile.read_text())
     server.start()
     try:
         yield burgle(server, place)
@@ -139,6 +142,9 @@ REFUSED = {
     "no evidence": ("names.evidence", "issuance.refused"),
     "evidence of another name": ("names.evidence", "issuance.refused"),
     "old evidence": ("names.evidence", "issuance.refused"),
+    "no check of CAA": ("names.caa", "issuance.refused"),
+    "an old check of CAA": ("names.caa", "issuance.refused"),
+    "a check of another name's CAA": ("names.caa", "issuance.refused"),
     "no names": ("names.empty", "issuance.refused"),
     "names that the CSR has not": ("csr.names", "issuance.refused"),
     "no proof of possession": ("csr.signature", "issuance.refused"),

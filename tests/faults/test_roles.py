@@ -15,8 +15,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from databases import PostgresServer, administer, run_apart
-from interoplib.acme import Problem
-from interoplib.commands import told
+from interoplib.acme import Problem, make_csr
+from interoplib.commands import lines_of, told
 from interoplib.enrollment import Enrollment, Surroundings
 from interoplib.openssl import Relying
 from interoplib.server import Server
@@ -104,6 +104,9 @@ def separated(
     folder = open_folder("roles")
     listeners = ("listeners.http.serves=status,health,metrics,log", "processes.fronts=2")
     server = Server(ca_server_command, folder, (*surroundings.settings, *listeners))
+    # What `doctor` is to see too.
+    server.environment["CA_SERVER__DNS__NAMESERVERS"] = surroundings.dns.address
+    server.environment["CA_SERVER__ACME__CAA_IDENTITIES"] = "ca.test"
     for key, user, role in (
         ("URL", "ca-server-core", CORE),
         ("FRONT_URL", "ca-server-front", FRONT),
@@ -116,6 +119,9 @@ def separated(
     passwords = (f"ALTER ROLE \"{role}\" PASSWORD 'secret-of-{role}'" for role in (OWNER, CORE, FRONT))
     run_apart(administer(postgres.url("ca"), *(line.removesuffix(";") for line in printed.splitlines()), *passwords))
     server.init()
+    profile = server.home / "profiles" / "default.toml"
+    text = profile.read_text().replace('["test", "internal", "home.arpa", "localhost"]', '["test"]')
+    profile.write_text('caa = "enforce"\n' + text)
     server.start()
     yield Separated(server, postgres)
     if server.process is not None:
@@ -126,11 +132,19 @@ def separated(
 def test_the_whole_server_works(separated: Separated, enroll: Callable[[Server], Enrollment], tmp_path: Path) -> None:
     server = separated.server
     customer = enroll(server)
+    customer.dns.authenticate()
+    customer.dns.add_caa("example.test", "0 issue ca.test")
     kept, revoked = (customer.certificate(tmp_path, f"{name}.example.test") for name in ("kept", "revoked"))
     customer.client.revoke(x509.load_pem_x509_certificate(revoked.read_bytes()))
     name = {"identifier": {"type": "dns", "value": "later.example.test"}}
     customer.client.post(customer.client.directory["newAuthz"], name)
     customer.client.change_key(ec.generate_private_key(ec.SECP256R1()))
+    customer.dns.fail("failing.example.test", "CAA")
+    refused = customer.client.new_order("failing.example.test")
+    customer.authorize(refused)
+    customer.client.finalize(refused, make_csr("failing.example.test"))
+    error = customer.client.wait_for_order(refused).body["error"]
+    assert (error["rule"], error["type"].rpartition(":")[2]) == ("acme.caa", "caa")
     relying = Relying(tmp_path, server.root, server.issuing)
     assert f"{kept}: good" in relying.ocsp(kept)
     assert f"{revoked}: revoked" in relying.ocsp(revoked)
@@ -139,6 +153,8 @@ def test_the_whole_server_works(separated: Separated, enroll: Callable[[Server],
     while serial not in relying.crl_text(revoked).lower():
         assert time.monotonic() < deadline, "the CRL never had it"
         time.sleep(0.2)
+    (stored,) = lines_of(server, "audit", "tail", "--json", "--type", "issuance.stored", "--serial", serial)
+    assert stored["extra"]["caa_authenticated"] == "1 names"
     with urllib.request.urlopen(f"{server.http_url}/log/checkpoint", timeout=10) as answer:
         size = int(answer.read().split(b"\n")[1])
     with urllib.request.urlopen(f"{server.http_url}/log/tile/entries/000.p/{size}", timeout=10) as answer:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from interoplib.acme import AcmeClient
 from interoplib.commands import column, lines_of, refusal, rows, told
@@ -282,6 +283,10 @@ def test_cert_show(server: Server) -> None:
     assert shown["key"] == "ec-p256"
     assert shown["requester"].startswith("acme:")
     assert shown["validated_by"] == "http-01"
+    (validation,) = shown["validations"]
+    assert (validation["name"], validation["method"]) == ("dns:six.other.test", "http-01")
+    assert validation["validated_at"] <= shown["issued_at"]
+    assert validation["evidence"]
     assert shown["source"] == "127.0.0.1"
     assert shown["request_id"]
     assert [event["type"] for event in shown["events"]][:2] == ["issuance.reserved", "issuance.stored"]
@@ -568,6 +573,61 @@ def test_acme_limits(server: Server) -> None:
     assert (event["type"], event["actor"]) == ("limit.reset", ACTOR)
     assert "nothing is taken from" in refusal(server, "acme", "limits", "reset", key, code=1)
     assert told(server, "acme", "limits", "list") == listed[:1]
+
+
+def test_acme_order_show(server: Server) -> None:
+    """From a name to the order, and from the order to what each attempt saw, the certificate and the log."""
+    name = "three.cli.test"
+    (listed,) = told(server, "acme", "order", "list", "--name", name)
+    assert (listed["status"], listed["names"]) == ("valid", [f"dns:{name}"])
+    shown = told(server, "acme", "order", "show", listed["id"])
+    assert shown["certificate"]["serial"] == serial_of(server, name)
+    (authorization,) = shown["authorizations"]
+    attempts = [attempt for challenge in authorization["challenges"] for attempt in challenge["attempts"]]
+    assert [attempt["outcome"] for attempt in attempts] == ["valid"]
+    assert attempts[0]["seen"]
+    found = {event["type"]: event for event in shown["events"]}
+    assert {"order.created", "challenge.validated", "issuance.reserved", "issuance.stored"} <= set(found)
+    assert found["issuance.stored"]["serial"] == shown["certificate"]["serial"]
+    leaves = [event["leaf"] for event in shown["events"]]
+    assert None not in leaves
+    assert found["order.created"]["request_id"] == shown["request_id"]
+    table = server.cli("acme", "order", "show", listed["id"]).stdout
+    for text in (shown["account"]["key_thumbprint"], attempts[0]["seen"][0], shown["certificate"]["serial"]):
+        assert text in table
+    account = told(server, "acme", "account", "show", listed["account"])
+    assert account["orders"] == len(NAMES)
+    assert account["id"] in [each["id"] for each in told(server, "acme", "account", "list")]
+
+
+def test_acme_simulate(server: Server, tmp_path: Path) -> None:
+    """Beside a running server, and with no trace in its log."""
+    account = told(server, "acme", "order", "list", "--name", HELD[0])[0]["account"]
+    leaves = len(server.cli("audit", "export").stdout.splitlines())
+    asked = ("acme", "simulate", "--account", account, "--profile", "short")
+    steps = told(server, *asked, "--name", HELD[0], "--name", "new.hold.test")
+    assert {step["verdict"] for step in steps} == {"allow"}
+    assert [step["name"] for step in steps][-3:] == ["csr", "certificate", "lint"]
+    reused, made = [step["detail"] for step in steps if step["name"] == "authorization"]
+    assert "a valid one is reused" in reused
+    assert "dns-01" in made
+    weak = tmp_path / "weak.pem"
+    key = rsa.generate_private_key(65537, 1024)
+    names = x509.SubjectAlternativeName([x509.DNSName(HELD[0])])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=False)
+    weak.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    options = ("--name", HELD[0], "--csr", str(weak), "--home", server.home, "--json")
+    last = json.loads(run([server.command, *asked, *options], expect=1).stdout)[-1]
+    assert (last["name"], last["verdict"], last["rule"]) == ("csr", "deny", "keys.allowed")
+    assert len(server.cli("audit", "export").stdout.splitlines()) == leaves
+
+
+def test_acme_order_mistakes(server: Server) -> None:
+    assert "there is no order 'none'" in refusal(server, "acme", "order", "show", "none", code=1)
+    assert "there is no account 'none'" in refusal(server, "acme", "account", "show", "none", code=1)
+    assert "--status" in refusal(server, "acme", "order", "list", "--status", "lost", code=2)
+    done = run([server.command, "acme", "order", "list", "-n", "1", "--home", str(server.home)])
+    assert re.search(r"^there may be more: --after \S+$", done.stderr, re.MULTILINE)
 
 
 # --- The audit log ------------------------------------------------------------------------------------------------

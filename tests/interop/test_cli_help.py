@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from interoplib.acme import AcmeClient
 from interoplib.commands import shell, told
 from interoplib.server import Server
 from interoplib.tools import run
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from ca_server.cli.app import app
 
 EXAMPLE = re.compile(r"^- `(ca-server [^`]+)`", re.MULTILINE)
-NOT_RUN = ("serve", "init", "--follow", "accept-anchor", "reset")
+NOT_RUN = ("serve", "init", "--follow", "accept-anchor", "--staging", "reset")
 """Examples that make a home, do not end, want a stopped server or a limit in use are checked, not run."""
 
 
@@ -41,7 +42,12 @@ READERS = {
     "eab list",
     "eab show",
     "incident list",
+    "acme simulate",
+    "acme account list",
+    "acme account show",
     "acme limits list",
+    "acme order list",
+    "acme order show",
     "key list",
     "audit verify",
     "audit verify-proof",
@@ -49,6 +55,8 @@ READERS = {
     "config check",
     "doctor",
 }
+LISTED = {"ORDER": ("acme", "order", "list"), "ACCOUNT": ("acme", "account", "list")}
+"""Commands that list what a word in capitals stands for."""
 EXAMPLES = [line for name in LEAVES for line in EXAMPLE.findall(COMMANDS[name].help)]
 
 
@@ -59,6 +67,7 @@ def server(ca_server_command: Path, open_folder: Callable[[str], Path]) -> Itera
     profile = server.home / "profiles" / "listener.toml"
     profile.write_text("allow_hold = true\n" + profile.read_text())
     server.start()
+    AcmeClient(server.directory, server.root).register().new_order("help.test")
     yield server
     assert server.stop() == 0, server.log_tail()
 
@@ -106,6 +115,38 @@ def test_help_is_printed(name: str) -> None:
             assert option in done.stdout
 
 
+def with_things_of(server: Server, example: str, folder: Path) -> str:
+    """An example with the names of what there is, made where need be."""
+    line = example
+    for word, listing in LISTED.items():
+        if word in example.split():
+            line = example.replace(word, str(told(server, *listing)[0]["id"]))
+    if "SERIAL" in example:
+        valid = () if "proof" in example else ("--status", "valid")
+        listed = told(server, "cert", "list", *valid, "--profile", "ocsp-responder")
+        line = example.replace("SERIAL", listed[0]["serial"])
+    if "verify-proof" in example:
+        serial = told(server, "cert", "list", "--profile", "ocsp-responder")[0]["serial"]
+        server.cli("audit", "proof", serial, "--out", str(folder / "proof.txt"))
+        shutil.copy(server.home / "log-key.pem", folder)
+    if "HELD" in example:
+        held = told(server, "cert", "list", "--status", "valid", "--profile", "listener")[0]["serial"]
+        server.cli("cert", "revoke", held, "--reason", "certificate-hold")
+        line = example.replace("HELD", held)
+    if "leaked.pem" in example:
+        leaked = ec.generate_private_key(ec.SECP256R1()).public_key()
+        pem = leaked.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / "leaked.pem").write_bytes(pem)
+        if "unblock" in example:
+            server.cli("key", "block", str(folder / "leaked.pem"), "--reason", "to be undone")
+    if "KID" in example:
+        line = example.replace("KID", told(server, "eab", "create")["kid"])
+    if "INCIDENT" in example:
+        made = told(server, "incident", "create", "--reason", "to be ended", "--profile", "short")
+        line = example.replace("INCIDENT", made["id"])
+    return line
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_run(server: Server, tmp_path: Path, example: str) -> None:
     words = example.split()
@@ -114,30 +155,7 @@ def test_examples_run(server: Server, tmp_path: Path, example: str) -> None:
         known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known
         return
-    line = example
-    if "SERIAL" in example:
-        valid = () if "proof" in example else ("--status", "valid")
-        listed = told(server, "cert", "list", *valid, "--profile", "ocsp-responder")
-        line = example.replace("SERIAL", listed[0]["serial"])
-    if "verify-proof" in example:
-        serial = told(server, "cert", "list", "--profile", "ocsp-responder")[0]["serial"]
-        server.cli("audit", "proof", serial, "--out", str(tmp_path / "proof.txt"))
-        shutil.copy(server.home / "log-key.pem", tmp_path)
-    if "HELD" in example:
-        held = told(server, "cert", "list", "--status", "valid", "--profile", "listener")[0]["serial"]
-        server.cli("cert", "revoke", held, "--reason", "certificate-hold")
-        line = example.replace("HELD", held)
-    if "leaked.pem" in example:
-        leaked = ec.generate_private_key(ec.SECP256R1()).public_key()
-        pem = leaked.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (tmp_path / "leaked.pem").write_bytes(pem)
-        if "unblock" in example:
-            server.cli("key", "block", str(tmp_path / "leaked.pem"), "--reason", "to be undone")
-    if "KID" in example:
-        line = example.replace("KID", told(server, "eab", "create")["kid"])
-    if "INCIDENT" in example:
-        made = told(server, "incident", "create", "--reason", "to be ended", "--profile", "short")
-        line = example.replace("INCIDENT", made["id"])
+    line = with_things_of(server, example, tmp_path)
     output = shell(server, line, tmp_path)
     if ">" in words:
         assert output == ""

@@ -49,6 +49,7 @@ def refusal(server: Server, *options: str, command: str = "serve") -> str:
         ("acme.http_01_port=web", "http_01_port"),
         ("listeners.http.address=here", "listeners.http.address"),
         ("no-equals-sign", "no-equals-sign"),
+        ("acme.attestation.apple_roots=no-such.pem", "no-such.pem"),
     ],
 )
 def test_wrong_setting(home: Server, setting: str, told: str) -> None:

@@ -2,6 +2,7 @@
 
 from ca_server.bootstrap.checkup.files import disks, permissions, tls_certificate
 from ca_server.bootstrap.checkup.model import Check, Verdict, bad
+from ca_server.bootstrap.checkup.network import caa
 from ca_server.bootstrap.checkup.records import anchor, clock, crls, responders, roles, schema
 from ca_server.bootstrap.checkup.services import descriptors, listeners, server, token
 from ca_server.bootstrap.stores import open_stores
@@ -19,6 +20,7 @@ async def check_up(home: Home, settings: Settings, *, minimum_free: int) -> list
         checks += listeners(settings)
     checks.append(descriptors(home, settings))
     checks += tls_certificate(home, settings)
+    checks += [check async for check in caa(home, settings)]
     try:
         checks.append(await schema(home, settings))
         async with open_stores(home, settings) as stores:

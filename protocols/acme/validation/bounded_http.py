@@ -53,9 +53,19 @@ class _Bounded(asyncio.Protocol):
 class BoundedResponse(aiohttp.ClientResponse):
     """A response whose connection gives no more than `MAX_ANSWER` octets. `start` may raise EndlessAnswerError."""
 
+    peer = ""
+    """Address and port of who answers, once it started."""
+
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """Read up to the header of the final answer."""
         transport, handler = connection.transport, connection.protocol
         if transport is not None and handler is not None:
             transport.set_protocol(_Bounded(handler, transport))
+            address, port = (transport.get_extra_info("peername") or ("", ""))[:2]
+            self.peer = f"{address} port {port}"
         return await super().start(connection)
+
+
+def peer_of(response: aiohttp.ClientResponse) -> str:
+    """Address and port of who gave a bounded response."""
+    return response.peer if isinstance(response, BoundedResponse) else ""

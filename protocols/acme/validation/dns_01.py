@@ -4,7 +4,14 @@ from hashlib import sha256
 
 from ca_server.domain.names import Identifier, IdentifierType
 from protocols.acme.encoding import b64url_encode
-from protocols.acme.validation.model import ValidationPolicy, ValidationProblem, ValidationTarget, problem, shown
+from protocols.acme.validation.model import (
+    ValidationPolicy,
+    ValidationProblem,
+    ValidationTarget,
+    note_records,
+    problem,
+    shown,
+)
 from protocols.acme.validation.resolver import DnsFailure, Resolver
 
 _SHOWN_RECORDS = 3
@@ -25,16 +32,18 @@ class Dns01Validator:
 
     async def validate(self, target: ValidationTarget) -> ValidationProblem | None:
         """One lookup."""
-        return await check_txt(self._resolver, f"_acme-challenge.{target.identifier.value}", target.key_authorization)
+        return await check_txt(self._resolver, f"_acme-challenge.{target.identifier.value}", target)
 
 
-async def check_txt(resolver: Resolver, name: str, key_authorization: str) -> ValidationProblem | None:
+async def check_txt(resolver: Resolver, name: str, target: ValidationTarget) -> ValidationProblem | None:
     """None if a TXT record of the name is the digest: any one may be the right one, since orders can overlap."""
-    expected = b64url_encode(sha256(key_authorization.encode("ascii")).digest())
+    expected = b64url_encode(sha256(target.key_authorization.encode("ascii")).digest())
     try:
         records = await resolver.txt(name)
     except DnsFailure as failure:
+        target.sightings.note(f"TXT {name}: {failure.detail}")
         return problem("dns", failure.detail, retryable=failure.retryable)
+    note_records(target.sightings, name, records)
     if expected in records:
         return None
     if not records:

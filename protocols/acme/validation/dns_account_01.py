@@ -29,7 +29,7 @@ class DnsAccount01Validator:
     async def validate(self, target: ValidationTarget) -> ValidationProblem | None:
         """One lookup."""
         name = f"{account_label(target.account_url)}._acme-challenge.{target.identifier.value}"
-        return await check_txt(self._resolver, name, target.key_authorization)
+        return await check_txt(self._resolver, name, target)
 
 
 def account_label(account_url: str) -> str:

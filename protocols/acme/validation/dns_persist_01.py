@@ -11,6 +11,7 @@ from protocols.acme.validation.model import (
     ValidationPolicy,
     ValidationProblem,
     ValidationTarget,
+    note_records,
     problem,
     shown,
 )
@@ -80,7 +81,9 @@ class DnsPersist01Validator:
         try:
             texts = await self._resolver.txt(name)
         except DnsFailure as failure:
+            target.sightings.note(f"TXT {name}: {failure.detail}")
             return _Look(None, problem("dns", failure.detail, retryable=failure.retryable), ends=not failure.missing)
+        note_records(target.sightings, name, texts)
         accepted = _accepted(target, domain)
         found: RecordError | None = None
         for text in texts:

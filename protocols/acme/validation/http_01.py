@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from ca_server.domain.names import Identifier, IdentifierType
-from protocols.acme.validation.bounded_http import MAX_ANSWER, BoundedResponse, EndlessAnswerError
+from protocols.acme.validation.bounded_http import MAX_ANSWER, BoundedResponse, EndlessAnswerError, peer_of
 from protocols.acme.validation.model import (
     IPAddress,
     ValidationPolicy,
@@ -36,6 +36,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OK = 200
 _FIRST_SERVER_ERROR = 500
 _SHOWN_BODY = 64
+_SHOWN_LOCATION = 200
 _HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
 
 
@@ -44,6 +45,8 @@ class _Answer:
     status: int
     location: str | None
     body: bytes
+    peer: str
+    """Address and port that gave the answer."""
 
 
 class _Pinned(AbstractResolver):
@@ -96,7 +99,7 @@ class Http01Validator:
         )
         try:
             async with asyncio.timeout(self._policy.timeout):
-                await self._fetch(url, target.key_authorization)
+                await self._fetch(url, target)
         except TimeoutError:
             return problem("connection", f"{url}: not done in {self._policy.timeout:g} s", retryable=True)
         except FailedError as failure:
@@ -106,14 +109,23 @@ class Http01Validator:
             return problem("incorrectResponse", f"{url}: the answer can't be used", retryable=False)
         return None
 
-    async def _fetch(self, url: URL, expected: str) -> None:
+    async def _fetch(self, url: URL, target: ValidationTarget) -> None:
         """Follow redirects by hand to the answer, and check it."""
         for hop in range(self._policy.max_redirects + 1):
             # `raw_host` is what goes into DNS: `host` has A-labels decoded, or fails at them
             addresses = await permitted_addresses(url.raw_host or "", str(url), self._policy, self._resolver)
+            target.sightings.note(f"GET {url} at {listed(addresses)}")
             answer = await self._get(url, addresses)
+            target.sightings.note(_sighting(answer, redirected=hop > 0))
             if answer.status not in _REDIRECTS:
-                _check(url, addresses, answer, expected, redirected=hop > 0, limit=self._policy.max_body)
+                _check(
+                    url,
+                    addresses,
+                    answer,
+                    target.key_authorization,
+                    redirected=hop > 0,
+                    limit=self._policy.max_body,
+                )
                 return
             url = self._redirect(url, answer.location)
         raise FailedError("connection", f"{url}: more than {self._policy.max_redirects} redirects", retryable=False)
@@ -155,7 +167,7 @@ class Http01Validator:
             ):
                 location = response.headers.get("Location")
                 body = b"" if response.status in _REDIRECTS else await self._read(response.content)
-                return _Answer(response.status, location, body)
+                return _Answer(response.status, location, body, peer_of(response))
         except EndlessAnswerError as error:
             raise FailedError(
                 "connection", f"{url} at {listed(addresses)}: no answer in {MAX_ANSWER} octets", retryable=False
@@ -185,6 +197,15 @@ class Http01Validator:
                 break
             body += chunk
         return body
+
+
+def _sighting(answer: _Answer, *, redirected: bool) -> str:
+    """The answer for operators; what a redirect led to is not quoted to them either, but that it was there."""
+    told = f"{answer.peer} answered {answer.status}"
+    if answer.location is not None:
+        return f"{told}, Location {shown(answer.location, _SHOWN_LOCATION)!r}"
+    body = "" if redirected else f": {shown(answer.body.decode('latin-1'), _SHOWN_BODY)!r}"
+    return f"{told}, {len(answer.body)} octets{body}"
 
 
 def _check(

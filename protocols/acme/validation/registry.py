@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from protocols.acme.validation.device_attest_01 import DeviceAttest01Validator
 from protocols.acme.validation.dns_01 import Dns01Validator
 from protocols.acme.validation.dns_account_01 import DnsAccount01Validator
 from protocols.acme.validation.dns_persist_01 import DnsPersist01Validator
@@ -31,8 +32,11 @@ def validators(policy: ValidationPolicy, types: Sequence[str] = USUAL_CHALLENGES
     Raises ValueError for a nameserver in the policy that is no address, for a type that there is none of, and for one
     that wants more configuration than there is.
     """
-    resolver = Resolver(policy.nameservers, policy.dns_timeout)
+    resolver = Resolver(policy.nameservers, policy.dns_timeout, policy.dnssec)
     unknown = [kind for kind in types if kind not in _VALIDATORS]
     if unknown:
         raise ValueError(f"there is no challenge {', '.join(unknown)}")
-    return {kind: _VALIDATORS[kind](policy, resolver) for kind in types}
+    made: dict[str, Validator] = {kind: _VALIDATORS[kind](policy, resolver) for kind in types}
+    if policy.attestation_roots:
+        made[DeviceAttest01Validator.type] = DeviceAttest01Validator(policy.attestation_roots)
+    return made

@@ -1,4 +1,4 @@
-"""Names to addresses and TXT records, from the configured nameservers or as this system resolves names.
+"""Names to addresses, TXT and CAA records, from the configured nameservers or as this system resolves names.
 
 Nothing is cached: a client that has just corrected its record must not wait for our memory of the wrong one.
 """
@@ -11,18 +11,25 @@ from ipaddress import ip_address
 
 import dns.asyncresolver
 import dns.exception
+import dns.flags
+import dns.message
 import dns.name
 import dns.nameserver
 import dns.rdatatype
 import dns.resolver
+from dns.rdtypes.ANY.CAA import CAA
 from dns.rdtypes.txtbase import TXTBase
 
-from protocols.acme.validation.model import IPAddress
+from protocols.acme.caa.records import CaaRecord
+from protocols.acme.validation.model import Dnssec, IPAddress
 
 MAX_ALIASES = 8
 """CNAMEs followed across answers; within one answer dnspython has its own bound."""
 MAX_ADDRESSES = 16
 MAX_TXT_RECORDS = 200
+MAX_CAA_RECORDS = 100
+_UDP_PAYLOAD = 1232
+"""Octets that pass unfragmented nearly everywhere; what is longer comes over TCP."""
 _DNS_PORT = 53
 _SYSTEM_LOOKUPS = 32
 _LOOPBACK: tuple[IPAddress, ...] = (ip_address("127.0.0.1"), ip_address("::1"))
@@ -46,6 +53,20 @@ class Nameserver:
     port: int = _DNS_PORT
 
 
+@dataclass(frozen=True, slots=True)
+class CaaAnswer:
+    """The CAA records of one name, and whether the server said that it authenticated the answer (RFC 4035 3.2.3)."""
+
+    records: tuple[CaaRecord, ...]
+    authenticated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    records: list[dns.rdata.Rdata]
+    authenticated: bool
+
+
 def parse_nameserver(text: str) -> Nameserver:
     """Read `ip`, `ip:port`, `ipv6` or `[ipv6]:port`. Raises ValueError for anything else."""
     host, port = text, ""
@@ -67,10 +88,16 @@ def parse_nameserver(text: str) -> Nameserver:
 class Resolver:
     """Looks names up; has no state but its options, and the threads for the system's resolver."""
 
-    def __init__(self, nameservers: tuple[str, ...] = (), timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        nameservers: tuple[str, ...] = (),
+        timeout: float = 5.0,
+        dnssec: Dnssec = Dnssec.OPPORTUNISTIC,
+    ) -> None:
         """`timeout` in seconds, for each lookup. Raises ValueError for a nameserver that is no address."""
         self._nameservers = [parse_nameserver(text) for text in nameservers]
         self._timeout = timeout
+        self._dnssec = dnssec
         # own threads: hostile names that answer slowly must not hold up those that the rest of the process uses
         self._threads = ThreadPoolExecutor(_SYSTEM_LOOKUPS, "validation-dns")
 
@@ -78,7 +105,8 @@ class Resolver:
         """IPv6 and IPv4 addresses of the name, at least one and at most 16. Raises DnsFailure."""
         name = name.lower().rstrip(".")
         try:
-            if self._nameservers:
+            # What the system answers does not tell whether it was authenticated.
+            if self._nameservers or self._dnssec is Dnssec.REQUIRE:
                 found = await self._queried_addresses(name)
             else:
                 found = await self._system_addresses(name)
@@ -91,9 +119,24 @@ class Resolver:
 
     async def txt(self, name: str) -> tuple[str, ...]:
         """TXT records of the name, the strings of each joined; empty where the name has none. Raises DnsFailure."""
-        records = await self._query(name, dns.rdatatype.TXT)
+        records = (await self._query(name, dns.rdatatype.TXT)).records
         texts = (b"".join(record.strings).decode("latin-1") for record in records if isinstance(record, TXTBase))
         return tuple(texts)[:MAX_TXT_RECORDS]
+
+    async def caa(self, name: str) -> CaaAnswer:
+        """CAA records of the name, or of what it is an alias of; none where there is no such name. Raises DnsFailure.
+
+        Never a part of what is there: any record may be the one that forbids.
+        """
+        found = await self._query(name, dns.rdatatype.CAA)
+        if len(found.records) > MAX_CAA_RECORDS:
+            raise DnsFailure(f"{name} has more than {MAX_CAA_RECORDS} CAA records", retryable=False)
+        records = tuple(
+            CaaRecord(record.flags, record.tag.decode("ascii"), record.value)
+            for record in found.records
+            if isinstance(record, CAA)
+        )
+        return CaaAnswer(records, found.authenticated)
 
     async def _queried_addresses(self, name: str) -> list[IPAddress]:
         found: list[IPAddress] = []
@@ -105,7 +148,7 @@ class Resolver:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                found += [ip_address(record.to_text()) for record in answer]
+                found += [ip_address(record.to_text()) for record in answer.records]
         if found:
             return found
         raise failures[0] if failures else DnsFailure(f"{name} has no A or AAAA record", retryable=True)
@@ -122,7 +165,7 @@ class Resolver:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a host name"
             raise DnsFailure(f"looking up {name} failed: {reason}", retryable=True) from error
 
-    async def _query(self, name: str, kind: dns.rdatatype.RdataType) -> list[dns.rdata.Rdata]:
+    async def _query(self, name: str, kind: dns.rdatatype.RdataType) -> _Found:
         """Records of one type; follows aliases whose target the same answer does not hold."""
         what = f"{dns.rdatatype.to_text(kind)} of {name}"
         try:
@@ -141,22 +184,43 @@ class Resolver:
         except (dns.exception.DNSException, OSError, ValueError, EOFError) as error:
             raise DnsFailure(f"{what}: the lookup failed ({type(error).__name__})", retryable=True) from error
 
-    async def _follow(self, name: dns.name.Name, kind: dns.rdatatype.RdataType) -> list[dns.rdata.Rdata]:
-        resolver = self._resolver()
+    async def _follow(self, name: dns.name.Name, kind: dns.rdatatype.RdataType) -> _Found:
+        resolver = self._resolver(asks_for_caa=kind is dns.rdatatype.CAA)
+        authenticated = True
         for _ in range(MAX_ALIASES + 1):
-            answer = await resolver.resolve(name, kind, raise_on_no_answer=False, search=False)
+            try:
+                answer = await resolver.resolve(name, kind, raise_on_no_answer=False, search=False)
+            except dns.resolver.NXDOMAIN as error:
+                if kind is not dns.rdatatype.CAA:
+                    raise
+                # RFC 8659 section 3 climbs on from a name that is not there, and from an alias of none.
+                said: dict[dns.name.Name, dns.message.Message] = error.kwargs["responses"]
+                return _Found([], authenticated and all(map(self._authenticated, said.values())))
+            authenticated &= self._authenticated(answer.response)
             if answer.rrset is not None:
-                return list(answer.rrset)
+                return _Found(list(answer.rrset), authenticated)
             if answer.canonical_name == name:
-                return []
+                return _Found([], authenticated)
             name = answer.canonical_name
         raise DnsFailure(f"{name}: more than {MAX_ALIASES} aliases in a row", retryable=False)
 
-    def _resolver(self) -> dns.asyncresolver.Resolver:
+    def _authenticated(self, answer: dns.message.Message) -> bool:
+        """Whether the server says so; its word is believed because it was configured. DnsFailure where it must."""
+        authenticated = self._dnssec is not Dnssec.OFF and bool(answer.flags & dns.flags.AD)
+        if self._dnssec is Dnssec.REQUIRE and not authenticated:
+            name = answer.question[0].name.to_text(omit_final_dot=True) if answer.question else "the name"
+            detail = f"the answer about {name} is not authenticated (DNSSEC), which this server requires"
+            raise DnsFailure(detail, retryable=False)
+        return authenticated
+
+    def _resolver(self, *, asks_for_caa: bool) -> dns.asyncresolver.Resolver:
         """Made for each query, so that a change of the system's configuration counts at once."""
         resolver = dns.asyncresolver.Resolver(configure=not self._nameservers)
         if self._nameservers:
             resolver.nameservers = [dns.nameserver.Do53Nameserver(ns.address, ns.port) for ns in self._nameservers]
+        if self._dnssec is Dnssec.REQUIRE or (asks_for_caa and self._dnssec is not Dnssec.OFF):
+            resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 section 5.7: tell me whether you authenticated it
+            resolver.use_edns(0, dns.flags.DO, _UDP_PAYLOAD)
         resolver.lifetime = self._timeout
         # a lost datagram is asked again within the lifetime
         resolver.timeout = max(self._timeout / 3, 0.1)

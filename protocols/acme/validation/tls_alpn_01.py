@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from ipaddress import ip_address
 from typing import TypeVar, TypeVarTuple
 
@@ -16,7 +17,14 @@ import structlog
 
 from ca_server.domain.names import Identifier, IdentifierType
 from protocols.acme.validation.challenge_certificate import CertificateError, check_certificate
-from protocols.acme.validation.model import IPAddress, ValidationPolicy, ValidationProblem, ValidationTarget, problem
+from protocols.acme.validation.model import (
+    IPAddress,
+    Sightings,
+    ValidationPolicy,
+    ValidationProblem,
+    ValidationTarget,
+    problem,
+)
 from protocols.acme.validation.peers import FailedError, client_context, listed, permitted_addresses
 from protocols.acme.validation.resolver import Resolver
 
@@ -54,11 +62,13 @@ class TlsAlpn01Validator:
             async with asyncio.timeout(self._policy.timeout):
                 addresses = await permitted_addresses(name, where, self._policy, self._resolver)
                 where = f"{where} at {listed(addresses)}"
-                reader, writer = await self._connect(addresses, where)
+                reader, writer = await self._connect(addresses, where, target.sightings)
                 try:
                     certificate_der = await self._handshake(reader, writer, server_name(target.identifier), where)
                 finally:
                     writer.transport.abort()
+                digest = sha256(certificate_der).hexdigest()
+                target.sightings.note(f"TLS certificate of {len(certificate_der)} octets, SHA-256 {digest}")
                 await self._in_thread(check_certificate, certificate_der, target.identifier, target.key_authorization)
         except TimeoutError:
             return problem("connection", f"{where}: not done in {self._policy.timeout:g} s", retryable=True)
@@ -71,15 +81,20 @@ class TlsAlpn01Validator:
             return problem("incorrectResponse", f"{where}: the answer can't be used", retryable=False)
         return None
 
-    async def _connect(self, addresses: tuple[IPAddress, ...], where: str) -> _Streams:
+    async def _connect(self, addresses: tuple[IPAddress, ...], where: str, sightings: Sightings) -> _Streams:
         """Connect to one address after the other; none may take the time of all."""
         reason = ""
+        port = self._policy.tls_alpn_01_port
         for address in addresses:
             try:
                 async with asyncio.timeout(self._policy.timeout / len(addresses)):
-                    return await asyncio.open_connection(str(address), self._policy.tls_alpn_01_port, limit=_CHUNK)
+                    streams = await asyncio.open_connection(str(address), port, limit=_CHUNK)
             except OSError as error:
                 reason = error.strerror or type(error).__name__
+                sightings.note(f"{address} port {port}: {reason}")
+            else:
+                sightings.note(f"{address} port {port}: connected")
+                return streams
         raise FailedError("connection", f"{where}: {reason}", retryable=True)
 
     async def _handshake(

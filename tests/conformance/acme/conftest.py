@@ -180,10 +180,16 @@ class Core:
 
 
 class Nameserver(asyncio.DatagramProtocol):
-    """An authoritative server for whatever is in `records`: (name, type) -> texts."""
+    """An authoritative server for whatever is in `records`: (name, type) -> texts.
+
+    Questions in `failing` get SERVFAIL, those in `silent` nothing; what it says is `authenticated` where it is asked.
+    """
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], list[str]] = {}
+        self.failing: set[tuple[str, str]] = set()
+        self.silent: set[tuple[str, str]] = set()
+        self.authenticated = False
         self.asked: list[tuple[str, str]] = []
         self._transport: asyncio.DatagramTransport | None = None
 
@@ -197,9 +203,15 @@ class Nameserver(asyncio.DatagramProtocol):
         question = query.question[0]
         name, kind = question.name.to_text(omit_final_dot=True).lower(), dns.rdatatype.to_text(question.rdtype)
         self.asked.append((name, kind))
+        if (name, kind) in self.silent:
+            return
+        if self.authenticated and query.flags & dns.flags.AD:
+            answer.flags |= dns.flags.AD
         found = self.records.get((name, kind))
         alias = self.records.get((name, "CNAME"))
-        if found is not None:
+        if (name, kind) in self.failing:
+            answer.set_rcode(dns.rcode.SERVFAIL)
+        elif found is not None:
             answer.answer.append(dns.rrset.from_text(question.name, 1, "IN", kind, *found))
         elif alias is not None:
             answer.answer.append(dns.rrset.from_text(question.name, 1, "IN", "CNAME", *alias))
@@ -446,6 +458,7 @@ class World:
         self.session: aiohttp.ClientSession
         self.observed: list[tuple[str, str]] = []
         self.limited: list[str] = []
+        self.caa: list[tuple[str, str]] = []
 
     def events(self, process: str) -> EventFactory:
         return EventFactory(node="node", process=process, software="test", configuration="test")
@@ -549,6 +562,7 @@ class World:
             nonce_key=self.nonce_key,
             observe_validation=lambda kind, outcome: self.observed.append((kind, outcome)),
             observe_limit=self.limited.append,
+            observe_caa=lambda mode, outcome: self.caa.append((mode, outcome)),
         )
 
     async def serve(self, options: AcmeOptions | None = None, process: str = "front-1") -> None:

@@ -1,6 +1,7 @@
 """Challenges (RFC 8555 section 7.1.5): told by their authorization until one begins, and begun once."""
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import get_args
 
@@ -38,6 +39,30 @@ async def test_a_challenge_has_a_row_once_it_begins_and_always_the_same_url(worl
     other = (await client.post(before[1]["url"], {})).json
     assert other["status"] == "pending", "nothing begins on an authorization that is settled"
     assert await world.count("acme_challenges") == 1
+
+
+async def test_evidence_is_kept_with_the_challenge_and_on_record(world):
+    world.resolve("a.test")
+    client = await world.client()
+    await client.ready("a.test")
+    await client.ready("b.test", kind="dns-01")
+    events = {event["names"][0]: event["extra"] for event in await world.audit("challenge.validated")}
+    first, second = events["dns:a.test"], events["dns:b.test"]
+    assert f"127.0.0.1 port {world.web.port} answered 200" in first["seen"]
+    assert "TXT _acme-challenge.b.test: 1 records" in second["seen"]
+    assert all(len(each["seen"]) <= 500 and each["seen"].isprintable() for each in (first, second))
+    rows = await world.query("SELECT type, evidence FROM acme_challenges WHERE status = 'valid' ORDER BY type DESC")
+    kept = [json.loads(bytes(evidence)) for _, evidence in rows]
+    assert kept == [{"seen": first["seen"]}, {"seen": second["seen"]}]
+
+
+async def test_what_failed_leaves_no_evidence(world):
+    await world.serve(replace(world.options, validation_attempts=1))
+    client = await world.client()
+    (url,) = (await client.order("a.test")).json["authorizations"]
+    await begun(client, url)
+    assert (await client.poll(url, "pending"))["status"] == "invalid"
+    assert await world.query("SELECT evidence FROM acme_challenges") == [(None,)]
 
 
 @pytest.mark.parametrize("kind", ["dns-persist-01", "x", "", "http-01/", "HTTP-01", "http-01/x"])

@@ -17,7 +17,8 @@ async def test_a_wildcard_is_issued_by_the_label_of_the_account(world, csr):
     await client.finalize(order, csr("*.a.test"))
     assert (await client.poll(order.headers["Location"], "processing"))["status"] == "valid"
     (event,) = await world.audit("challenge.validated")
-    assert event["extra"] == {"challenge": "dns-account-01"}
+    assert event["extra"]["challenge"] == "dns-account-01"
+    assert f"TXT _{label}._acme-challenge.a.test: 1 records" in event["extra"]["seen"]
     assert world.core.asked[-1].evidence[0].method == "dns-account-01"
 
 

@@ -78,6 +78,19 @@ async def test_one_record_for_many_certificates(world, client, csr):
     assert event["extra"]["seen"].startswith("ca.example; accounturi=https://")
 
 
+async def test_all_names_below_a_domain_need_a_record_that_says_so(world, client, profiles):
+    """RFC 9444 asks for more than control of the domain itself."""
+    changed = profiles["default"].replace("[names]", "[names]\nallow_subdomain_authorization = true")
+    await world.put_in_force(profiles | {"default": changed})
+    wanted = {"identifiers": [{"type": "dns", "value": "w.a.test", "ancestorDomain": "a.test"}]}
+    for rest, status in (("", "invalid"), ("; policy=wildcard", "valid")):
+        world.dns.records["_validation-persist.a.test", "TXT"] = [await record(client, "a.test", rest)]
+        (url,) = (await client.post(f"{client.base}/new-order", wanted)).json["authorizations"]
+        (challenge,) = (await client.post(url)).json["challenges"]
+        await client.post(challenge["url"], {})
+        assert (await client.poll(url, "pending"))["status"] == status
+
+
 async def test_a_record_of_another_account(world, client):
     world.dns.records["_validation-persist.a.test", "TXT"] = [await record(await world.client(), "a.test")]
     _, authorization = await attempt(client, "a.test")

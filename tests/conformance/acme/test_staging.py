@@ -24,4 +24,5 @@ async def test_otherwise_nothing_is_said_of_skipping(world):
     client = await world.client()
     await client.ready("a.test")
     (event,) = await world.audit("challenge.validated")
-    assert event["extra"] == {"challenge": "http-01"}
+    assert event["extra"]["challenge"] == "http-01"
+    assert "skipped" not in event["extra"]

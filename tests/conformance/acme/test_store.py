@@ -14,6 +14,8 @@ from ca_server.store.acme import SqlAcmeStore
 from ca_server.store.acme_orders import insert_order
 from ca_server.store.database import Database
 from ca_server.store.statements import Prepared
+from protocols.acme.caa.evaluation import CaaLookup
+from protocols.acme.caa.records import CaaRecord
 from protocols.acme.model import (
     Authorization,
     AuthorizationStatus,
@@ -295,3 +297,35 @@ async def test_one_account_has_so_many_challenges_in_processing(nodes):
         await first.begin_challenge("account-one", "o2-a/http-01", lessee, 2, None)
     assert caught.value.kind is ErrorKind.RATE_LIMITED
     assert (await first.challenge("o2-a/http-01"))[0].status == "pending"
+
+
+def caa_lookup(name, at, *values):
+    records = tuple(CaaRecord(128, "issue", value) for value in values)
+    return CaaLookup(name, at, "test" if values else "", records, authenticated=bool(values))
+
+
+async def test_caa_lookups_are_kept_for_everybody_until_they_are_too_old(nodes):
+    first, second = nodes
+    old, new = NOW - timedelta(hours=9), NOW
+    many = [caa_lookup(f"n{number:03}.test", new) for number in range(100)]
+    await first.save_caa([caa_lookup("a.test", old, b"ca.test"), *many], [])
+    assert await second.caa_lookups(["a.test", "n042.test", "none.test"], NOW - timedelta(hours=8)) == {
+        "n042.test": many[42]
+    }
+    odd = caa_lookup("a.test", new, b"ca.test", b"\x00\xff", b"")
+    await asyncio.gather(*(node.save_caa([odd, many[0]], []) for node in nodes for _ in range(5)))
+    assert await first.caa_lookups(["a.test"], new) == {"a.test": odd}
+    await first.save_caa([caa_lookup("b.test", old)], [])
+    assert await second.prune_caa(NOW - timedelta(hours=8), 1000) == 1
+    assert await second.prune_caa(NOW + timedelta(hours=1), 60) == 60, "no more than it is told to"
+    assert len(await first.caa_lookups([each.name for each in many], old)) in {40, 41}
+
+
+async def test_caa_lookups_are_of_one_tenant(url):
+    database = await Database.open(url)
+    one, other = SqlAcmeStore(database, "one"), SqlAcmeStore(database, "other")
+    await one.save_caa([caa_lookup("a.test", NOW)], [])
+    await other.save_caa([caa_lookup("a.test", NOW, b"ca.test")], [])
+    assert (await one.caa_lookups(["a.test"], NOW))["a.test"].records == ()
+    assert len((await other.caa_lookups(["a.test"], NOW))["a.test"].records) == 1
+    await database.close()

@@ -35,7 +35,8 @@ async def test_a_certificate_is_issued_on_its_evidence(world, peer, csr, name):
     await client.finalize(order, csr(name))
     assert (await client.poll(order.headers["Location"], "processing"))["status"] == "valid"
     (event,) = await world.audit("challenge.validated")
-    assert event["extra"] == {"challenge": "tls-alpn-01"}
+    assert event["extra"]["challenge"] == "tls-alpn-01"
+    assert f"port {peer.port}: connected; TLS certificate of" in event["extra"]["seen"]
     assert world.core.asked[-1].evidence[0].method == "tls-alpn-01"
     assert ("tls-alpn-01", "valid") in world.observed
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ca_server.core.ports import Ping
 from ca_server.domain.accounts import Account, AccountRegistration, AccountStatus, ExternalBinding
 from ca_server.domain.certificates import RevocationReason, RevocationRequest
-from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
+from ca_server.domain.enrollment import CaaChecked, EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
 from ca_server.domain.errors import CaError
 from ca_server.domain.names import dns_identifier
 from ca_server.rpc.client import RpcCorePort
@@ -41,6 +41,10 @@ def csr(*names: str, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None 
 
 def shown(name: str, at: datetime = NOW, method: str = "http-01") -> tuple[ValidatedIdentifier, ...]:
     return (ValidatedIdentifier(dns_identifier(name.removeprefix("*.")), method, at),)
+
+
+def checked(name: str, at: datetime) -> tuple[CaaChecked, ...]:
+    return (CaaChecked(dns_identifier(name), at, authenticated=True),)
 
 
 def enrollment(name: str = GOOD) -> EnrollmentRequest:
@@ -70,6 +74,9 @@ ENROLLMENTS = {
     "no evidence": replace(GOOD_REQUEST, evidence=()),
     "evidence of another name": replace(GOOD_REQUEST, evidence=shown("other.example.test")),
     "old evidence": replace(GOOD_REQUEST, evidence=shown(GOOD, NOW - timedelta(days=400))),
+    "no check of CAA": replace(GOOD_REQUEST, profile="short"),
+    "an old check of CAA": replace(GOOD_REQUEST, profile="short", caa=checked(GOOD, NOW - timedelta(hours=9))),
+    "a check of another name's CAA": replace(GOOD_REQUEST, profile="short", caa=checked("other.example.test", NOW)),
     "no names": replace(GOOD_REQUEST, identifiers=()),
     "names that the CSR has not": replace(GOOD_REQUEST, csr_der=csr(GOOD, EVIL)),
     "no proof of possession": replace(GOOD_REQUEST, csr_der=of_another(GOOD_REQUEST)),

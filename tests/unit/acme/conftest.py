@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import web
-from dnslib import AAAA, CNAME, RCODE, RR, TXT, A, DNSRecord
+from dnslib import AAAA, CAA, CNAME, RCODE, RR, TXT, A, DNSRecord
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -50,28 +50,49 @@ async def other_peer() -> AsyncIterator[Peer]:
         yield served
 
 
+def caa(text: str) -> CAA:
+    flags, tag, value = text.split(" ", 2)
+    return CAA(int(flags), tag, value)
+
+
 @dataclass
 class Nameserver:
-    """Records by (name, type); a name without records is NXDOMAIN, and one in `silent` gets no answer."""
+    """Records by (name, type); a name without records is NXDOMAIN, and one in `silent` gets no answer.
+
+    Answers about names in `authenticated` have the AD bit where it was asked for; `raw` are sent as they are, under
+    the query's id.
+    """
 
     address: str = ""
     records: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     rcodes: dict[str, int] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    authenticated: set[str] = field(default_factory=set)
+    raw: dict[str, bytes] = field(default_factory=dict)
+    wires: list[bytes] = field(default_factory=list)
     queries: list[tuple[str, str]] = field(default_factory=list)
 
     def answer(self, data: bytes, limit: int) -> bytes | None:
         query = DNSRecord.parse(data)
         name, kind = str(query.q.qname).rstrip(".").lower(), query.q.qtype
-        kind_name = {1: "A", 28: "AAAA", 16: "TXT"}[kind]
+        kind_name = {1: "A", 28: "AAAA", 16: "TXT", 257: "CAA"}[kind]
         self.queries.append((name, kind_name))
+        self.wires.append(data)
         if name in self.silent:
             return None
+        if name in self.raw:
+            return data[:2] + self.raw[name]
         reply = query.reply()
+        reply.header.ad = int(name in self.authenticated and query.header.ad)  # dnslib repeats the query's
         if name in self.rcodes:
             reply.header.rcode = self.rcodes[name]
             return bytes(reply.pack())
-        makers = {"A": A, "AAAA": AAAA, "TXT": lambda text: TXT([text[i : i + 200] for i in range(0, len(text), 200)])}
+        makers = {
+            "A": A,
+            "AAAA": AAAA,
+            "TXT": lambda text: TXT([text[i : i + 200] for i in range(0, len(text), 200)]),
+            "CAA": caa,
+        }
         for text in self.records.get((name, kind_name), []):
             reply.add_answer(RR(query.q.qname, kind, rdata=makers[kind_name](text), ttl=1))
         for alias in self.records.get((name, "CNAME"), []):

@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from ca_server.core.csr import parse_csr
 from ca_server.core.der import assemble, hash_for, key_algorithm
+from ca_server.core.device_names import encode_device_name
 from ca_server.core.lint import Linter
 from ca_server.core.tbs import CaSubject, IssuerUrls, TbsPlan, build_tbs, ca_plan, leaf_plan, new_serial
 from ca_server.domain.certificates import IssuerKey
@@ -71,6 +72,9 @@ def general_name(name: Identifier) -> x509.GeneralName:
             return x509.IPAddress(ipaddress.ip_address(name.value))
         case IdentifierType.EMAIL:
             return x509.RFC822Name(name.value)
+        case IdentifierType.PERMANENT_IDENTIFIER | IdentifierType.HARDWARE_MODULE:
+            type_id, value = encode_device_name(name)
+            return x509.OtherName(x509.ObjectIdentifier(type_id), value)
         case _:
             return x509.UniformResourceIdentifier(name.value)
 

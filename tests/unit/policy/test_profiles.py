@@ -99,6 +99,8 @@ MISTAKES = [
         "subject.from_csr",
         "keep one",
     ),
+    ("CAA", "[names]", 'caa = "on"\n[names]', "caa", "write one of off, log, enforce"),
+    ("CAA without ACME", '["acme", "est", "scep", "admin"]', '["est"]\ncaa = "log"', "caa", "only with frontend acme"),
     ("empty subject", "max = 100", "allow_empty = true", "names.allow_empty", "RFC 5280 section 4.1.2.6"),
 ]
 

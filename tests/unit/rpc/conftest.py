@@ -13,7 +13,7 @@ import structlog
 from ca_server.core.ports import Health, Hello, OcspAnswer, OcspQuery, Ping, Welcome
 from ca_server.domain.accounts import Account, AccountRegistered, AccountRegistration, AccountStatus, ExternalBinding
 from ca_server.domain.certificates import IssuedCertificate, RevocationReason, RevocationRequest, RevokedCertificate
-from ca_server.domain.enrollment import EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
+from ca_server.domain.enrollment import CaaChecked, EnrollmentRequest, Protocol, Requester, ValidatedIdentifier
 from ca_server.domain.names import Identifier, IdentifierType
 from ca_server.rpc.client import RpcCorePort
 from ca_server.rpc.messages import CORE_OPERATIONS
@@ -116,6 +116,7 @@ def request_for() -> Callable[[str], EnrollmentRequest]:
             transaction_key=transaction,
             not_after=NOW,
             evidence=(ValidatedIdentifier(identifier, "http-01", NOW),),
+            caa=(CaaChecked(identifier, NOW, authenticated=True),),
         )
 
     return make

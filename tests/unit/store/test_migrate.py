@@ -22,6 +22,7 @@ from sqlalchemy import Connection, text
 from ca_server import store
 from ca_server.domain.errors import CaError, ErrorKind
 from ca_server.store import migrate as migrate_module
+from ca_server.store.acme_authorizations import authorizations
 from ca_server.store.database import Database
 from ca_server.store.metadata import metadata
 from ca_server.store.migrate import SchemaState, head_revision, migrate, schema_state
@@ -85,6 +86,43 @@ async def test_a_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: py
         assert refused.value.kind is ErrorKind.UNAVAILABLE
     assert (await schema_state(url)).current is None
     await migrate(url)
+
+
+OF_0008 = """
+INSERT INTO acme_accounts (id, tenant, key_thumbprint, status, created_at, contacts, jwk)
+VALUES ('one', 'default', 'key', 'valid', 1, '[]', X'7B7D');
+INSERT INTO acme_authorizations (id, account_id, type, value, wildcard, status, created_at, expires_at)
+VALUES ('open', 'one', 'dns', 'a.test', 0, 'pending', 1, 9000000000000000),
+       ('done', 'one', 'dns', 'a.test', 0, 'valid', 1, 9000000000000000);
+INSERT INTO acme_challenges (id, authorization_id, account_id, type, token, status, attempts, validated_at)
+VALUES ('1', 'open', 'one', 'http-01', 'token', 'pending', 0, NULL),
+       ('2', 'open', 'one', 'dns-01', 'token', 'pending', 0, NULL),
+       ('3', 'done', 'one', 'http-01', 'token', 'pending', 0, NULL),
+       ('4', 'done', 'one', 'dns-01', 'token', 'valid', 1, 7);
+"""
+
+
+async def test_authorizations_of_before_0009_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open ones have the challenges that they had; valid ones know since when they are, and so can be reused."""
+    url = f"sqlite:///{tmp_path}/old.db"
+    upgrade = migrate_module.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_module.command, "upgrade", lambda config, _revision: upgrade(config, "0008"))
+        await migrate(url)
+    assert (await schema_state(url)).current == "0008"
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.executescript(OF_0008)
+    await migrate(url)
+    database = await Database.open(url)
+    found = await database.read(lambda connection: authorizations(connection, ["open", "done"]))
+    assert [[each.id for each in one.challenges] for one in found] == [
+        ["2", "1"],
+        ["4", "3"],
+    ]
+    query = "SELECT validated_at, token, subdomains FROM acme_authorizations ORDER BY id"
+    rows = await database.read(lambda connection: connection.execute(text(query)).all())
+    assert [tuple(row) for row in rows] == [(7, None, 0), (None, None, 0)]
+    await database.close()
 
 
 async def test_keys_of_accounts_from_before_get_the_hash_that_the_blocklist_has(
