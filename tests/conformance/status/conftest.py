@@ -292,6 +292,8 @@ class World:
             accounts=None,  # type: ignore[arg-type]
             blocklist=None,  # type: ignore[arg-type]
             incidents=None,  # type: ignore[arg-type]
+            limits=None,  # type: ignore[arg-type]
+            cross=None,  # type: ignore[arg-type]
             reload=reload,
             health=health,
             gate=self.gate,
