@@ -5,14 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ca_server.bootstrap.operator import open_admin
 from ca_server.bootstrap.stores import open_stores
 from ca_server.cli.acme_described import account_summary, events_of
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, one_of, open_settings, run
 from ca_server.cli.output import print_fields, print_json, print_table
+from ca_server.core.ports import Done, RevokeAccount
 from ca_server.domain.accounts import Account, AccountStatus
 from ca_server.domain.errors import CaError, ErrorKind
 
-app = typer.Typer(help="Look at ACME accounts.", no_args_is_help=True)
+app = typer.Typer(help="Look at ACME accounts, and revoke them.", no_args_is_help=True)
 AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="The id that `acme account list` tells.")]
 _STATUSES = tuple(status.value for status in AccountStatus)
 
@@ -85,3 +87,32 @@ def show(
     sys.stdout.write("\naudit log\n")
     columns = ("leaf", "time", "type", "outcome", "rule", "reason", "actor", "source", "request_id")
     print_table(columns, [[event.get(column) for column in columns] for event in events])
+
+
+@app.command("revoke")
+def revoke(
+    account: AccountArgument,
+    reason: Annotated[str, typer.Option(help="Why; it is on record.", show_default=False)],
+    home: HomeOption = DEFAULT_HOME,
+    settings: SetOption = [],  # noqa: B006
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Let an account do nothing any more (RFC 8555 section 7.1.6); its certificates stay valid until they are revoked.
+
+    - `ca-server acme account revoke ACCOUNT --reason "its owner left"`
+    """
+
+    async def work() -> Done:
+        place, effective = open_settings(home, settings)
+        async with open_admin(place, effective) as admin:
+            return await admin.revoke_account(RevokeAccount(account, reason))
+
+    if not run(work()).changed:
+        raise CaError(
+            ErrorKind.NOT_FOUND, f"there is no valid account {account!r}; `ca-server acme account list` has ids"
+        )
+    if json:
+        print_json({"id": account, "status": AccountStatus.REVOKED.value})
+    else:
+        sys.stdout.write(f"revoked {account}\n")

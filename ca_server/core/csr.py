@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Final, NoReturn
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca_server.core import der
@@ -37,6 +37,7 @@ MAX_CSR: Final = 64 * 1024
 MAX_RSA_BITS: Final = 8192
 MAX_SUBJECT_ATTRIBUTES: Final = 32
 COMMON_NAME: Final = "2.5.4.3"
+_MISTAKEN_VERSION: Final = b"\x02"
 
 _EXTENSION_REQUEST: Final = "1.2.840.113549.1.9.14"
 _MICROSOFT_EXTENSION_REQUEST: Final = "1.3.6.1.4.1.311.2.1.14"
@@ -106,21 +107,21 @@ class ParsedCsr:
 def parse_csr(csr_der: bytes, *, max_size: int = MAX_CSR) -> ParsedCsr:
     """Parse and verify a DER CertificationRequest.
 
-    BAD_CSR for anything but one well-formed version 1 request with a valid signature by an algorithm that is not
-    broken, attributes and extensions at most once, and names of the kinds that certificates here carry;
-    BAD_PUBLIC_KEY for a key that can't be read, of another type, or beyond 8192 bits.
+    BAD_CSR for anything but one well-formed version 1 request (or one that says it is version 3) with a valid signature
+    by an algorithm that is not broken, attributes and extensions at most once, and names of the kinds that certificates
+    here carry; BAD_PUBLIC_KEY for a key that can't be read, of another type, or beyond 8192 bits.
     """
     if len(csr_der) > max_size:
         _refuse(f"the CSR is larger than {max_size} octets", "csr.size")
-    subject_der = _subject_bytes(csr_der)
+    outline = _outline(csr_der)
     try:
-        request = x509.load_der_x509_csr(csr_der)
+        request = x509.load_der_x509_csr(outline.readable)
         algorithm = request.signature_algorithm_oid.dotted_string
     except (ValueError, TypeError, x509.InvalidVersion) as error:
         raise CaError(ErrorKind.BAD_CSR, "the CSR is not a DER PKCS#10 request", rule="csr.der") from error
     public_key = _public_key(request)
-    _check_signature(request, public_key, algorithm)
-    subject = tuple(_subject(subject_der))
+    _check_signature(request, public_key, algorithm, outline.info)
+    subject = tuple(_subject(outline.subject))
     alternative_names, requested = _extensions(request)
     spki_der = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return ParsedCsr(
@@ -140,17 +141,33 @@ def _refuse(detail: str, rule: str) -> NoReturn:
     raise CaError(ErrorKind.BAD_CSR, detail, rule=rule)
 
 
-def _subject_bytes(csr_der: bytes) -> bytes:
-    """Check the outline of the request; return the contents of its subject."""
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """The parts of a request: what was signed, its subject's contents, and all of it as a parser takes it."""
+
+    info: bytes
+    subject: bytes
+    readable: bytes
+
+
+def _outline(csr_der: bytes) -> _Outline:
+    """Check the outline of the request.
+
+    Version is 0, as RFC 2986 section 4.1 says, or the 2 that a widely used client writes (it thinks of certificates).
+    """
     try:
         start, end = der.whole(csr_der, der.SEQUENCE)
         info, _algorithm, _signature = islice(der.children(csr_der, start, end), 4)
         parts = list(islice(der.children(csr_der, info[2], info[3]), 5))
         if [part[0] for part in parts] != [der.INTEGER, der.SEQUENCE, der.SEQUENCE, 0xA0]:
             raise DerError("not a CertificationRequestInfo")
-        return csr_der[parts[1][2] : parts[1][3]]
     except ValueError as error:
         raise CaError(ErrorKind.BAD_CSR, "the CSR is not a DER PKCS#10 request", rule="csr.der") from error
+    version, subject = parts[0], parts[1]
+    readable = csr_der
+    if csr_der[version[2] : version[3]] == _MISTAKEN_VERSION:
+        readable = csr_der[: version[2]] + b"\0" + csr_der[version[3] :]
+    return _Outline(csr_der[info[1] : info[3]], csr_der[subject[2] : subject[3]], readable)
 
 
 def _public_key(request: x509.CertificateSigningRequest) -> PublicKey:
@@ -170,17 +187,29 @@ def _public_key(request: x509.CertificateSigningRequest) -> PublicKey:
     return public_key
 
 
-def _check_signature(request: x509.CertificateSigningRequest, public_key: PublicKey, algorithm: str) -> None:
+def _check_signature(
+    request: x509.CertificateSigningRequest, public_key: PublicKey, algorithm: str, signed: bytes
+) -> None:
     if algorithm in _BROKEN:
         _refuse(f"the CSR is signed with {_BROKEN[algorithm]}, which proves nothing", "csr.signature_algorithm")
     if not isinstance(public_key, _SIGNATURES.get(algorithm, ())):
         _refuse("the CSR's signature algorithm is not accepted for its key", "csr.signature_algorithm")
     try:
-        valid = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        valid = False
-    if not valid:
+        _verify(public_key, request, signed)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         _refuse("the CSR's signature does not verify", "csr.signature")
+
+
+def _verify(public_key: PublicKey, request: x509.CertificateSigningRequest, signed: bytes) -> None:
+    """InvalidSignature, or what else the library has against a signature."""
+    if isinstance(public_key, ed25519.Ed25519PublicKey):
+        return public_key.verify(request.signature, signed)
+    digest = request.signature_hash_algorithm
+    if digest is None:
+        raise InvalidSignature
+    if isinstance(public_key, rsa.RSAPublicKey):
+        return public_key.verify(request.signature, signed, padding.PKCS1v15(), digest)
+    return public_key.verify(request.signature, signed, ec.ECDSA(digest))
 
 
 def _subject(subject_der: bytes) -> Iterator[tuple[str, str]]:

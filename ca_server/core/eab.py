@@ -9,7 +9,16 @@ from secrets import token_urlsafe
 from typing import Any
 
 from ca_server.core.audit import EventFactory
-from ca_server.core.ports import AuditStore, CreatedEab, CreateEab, DisableEab, EabStore, KeyStore, UpdateEab
+from ca_server.core.ports import (
+    AuditStore,
+    CreatedEab,
+    CreateEab,
+    DisableEab,
+    EabStore,
+    KeyStore,
+    RevokeAccount,
+    UpdateEab,
+)
 from ca_server.core.profiles import ProfileBook
 from ca_server.domain.accounts import AccountRegistered, AccountRegistration
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
@@ -20,6 +29,7 @@ _DIGESTS = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
 _SECRET_BYTES = 32
 _MOST_PATTERNS = 1000
 _REVOKED_AT_ONCE = 500
+_MAX_REASON = 500
 
 
 class ExternalAccounts:
@@ -111,6 +121,15 @@ class ExternalAccounts:
             await self._store.revoke_accounts(left, events)
             changed = True
         return changed
+
+    async def revoke_account(self, request: RevokeAccount, actor: str) -> bool:
+        """Revoke an account, however it was let in; false where there is none that is valid. MALFORMED."""
+        if not request.reason.strip() or not request.reason.isprintable() or len(request.reason) > _MAX_REASON:
+            raise CaError(ErrorKind.MALFORMED, f"give a reason, of at most {_MAX_REASON} printable characters")
+        event = self._events.make(
+            EventType.ACCOUNT_REVOKED, actor=actor, object=f"acme:{request.account_id}", reason=request.reason
+        )
+        return await self._store.revoke_accounts([request.account_id], [event]) == 1
 
     def _check(self, policy: EabPolicy) -> None:
         for profile in policy.profiles:

@@ -177,6 +177,14 @@ class DisableEab:
 
 
 @dataclass(frozen=True, slots=True)
+class RevokeAccount:
+    """Let an ACME account do nothing any more."""
+
+    account_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class BlockKey:
     """Certify a public key no more; `spki_sha256` are 32 octets."""
 
@@ -273,6 +281,9 @@ class AdminPort(Protocol):
 
     async def disable_eab(self, request: DisableEab) -> Done:
         """Disable an external account key. What was begun is gone on with where it is asked for again."""
+
+    async def revoke_account(self, request: RevokeAccount) -> Done:
+        """Revoke an ACME account; nothing changes where there is none that is valid. MALFORMED without a reason."""
 
     async def block_key(self, request: BlockKey) -> Done:
         """Put a public key on the blocklist. MALFORMED where the hash has not 32 octets."""
@@ -597,8 +608,8 @@ class EabStore(Protocol):
     async def valid_accounts(self, kid: str, limit: int) -> tuple[str, ...]:
         """Ids of valid accounts that a key let in, at most `limit`."""
 
-    async def revoke_accounts(self, account_ids: Sequence[str], events: Sequence[AuditEvent]) -> None:
-        """Revoke accounts that are valid."""
+    async def revoke_accounts(self, account_ids: Sequence[str], events: Sequence[AuditEvent]) -> int:
+        """Revoke accounts that are valid; how many were. The events only where any was."""
 
     async def bind_account(
         self, registration: AccountRegistration, now: datetime, events: Sequence[AuditEvent]

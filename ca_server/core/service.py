@@ -32,6 +32,7 @@ from ca_server.core.ports import (
     Reload,
     Reloaded,
     ResetLimit,
+    RevokeAccount,
     UnblockKey,
     UpdateEab,
     Welcome,
@@ -212,6 +213,10 @@ class AdminService:
     async def disable_eab(self, request: DisableEab) -> Done:
         self._gate.check()
         return Done(await self._accounts.disable(request, self._actor()))
+
+    async def revoke_account(self, request: RevokeAccount) -> Done:
+        self._gate.check()
+        return Done(await self._accounts.revoke_account(request, self._actor()))
 
     async def block_key(self, request: BlockKey) -> Done:
         self._gate.check()

@@ -20,6 +20,7 @@ from ca_server.core.ports import (
     Reload,
     Reloaded,
     ResetLimit,
+    RevokeAccount,
     UnblockKey,
     UpdateEab,
 )
@@ -38,6 +39,7 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("create_eab", CreateEab, CreatedEab, idempotent=False),
         Operation("update_eab", UpdateEab, EabKey, idempotent=True),
         Operation("disable_eab", DisableEab, Done, idempotent=False, timeout=120.0),
+        Operation("revoke_account", RevokeAccount, Done, idempotent=False),
         Operation("block_key", BlockKey, Done, idempotent=False),
         Operation("unblock_key", UnblockKey, Done, idempotent=False),
         Operation("reset_limit", ResetLimit, Done, idempotent=False),
@@ -75,6 +77,9 @@ class RpcAdminPort(AdminPort):
 
     async def disable_eab(self, request: DisableEab) -> Done:
         return cast(Done, await self._client.call("disable_eab", request))
+
+    async def revoke_account(self, request: RevokeAccount) -> Done:
+        return cast(Done, await self._client.call("revoke_account", request))
 
     async def block_key(self, request: BlockKey) -> Done:
         return cast(Done, await self._client.call("block_key", request))

@@ -113,12 +113,14 @@ class SqlEabStore:
             lambda connection: tuple(connection.execute(_VALID_ACCOUNTS, parameters).scalars())
         )
 
-    async def revoke_accounts(self, account_ids: Sequence[str], events: Sequence[AuditEvent]) -> None:
-        def unit(connection: Connection) -> None:
-            connection.execute(_REVOKE_ACCOUNTS, {"ids": list(account_ids)})
-            insert_events(connection, events)
+    async def revoke_accounts(self, account_ids: Sequence[str], events: Sequence[AuditEvent]) -> int:
+        def unit(connection: Connection) -> int:
+            revoked = connection.execute(_REVOKE_ACCOUNTS, {"ids": list(account_ids)}).rowcount
+            if revoked:
+                insert_events(connection, events)
+            return revoked
 
-        await self._database.write(unit)
+        return await self._database.write(unit)
 
     async def bind_account(
         self, registration: AccountRegistration, now: datetime, events: Sequence[AuditEvent]

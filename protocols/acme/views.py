@@ -201,7 +201,8 @@ class AcmeFrontEnd:
         render_refusals(application, "/acme/", self._refusal, max_body=MAX_JWS)
         add = application.router.add_route
         for prefix in ("/acme", "/acme/{profile:[a-z0-9][a-z0-9-]{0,62}}"):
-            add("GET", f"{prefix}/directory", self._guarded(self._directory))
+            for method in ("HEAD", "GET"):
+                add(method, f"{prefix}/directory", self._guarded(self._directory))
             add("HEAD", f"{prefix}/new-nonce", self._guarded(self._new_nonce))
             add("GET", f"{prefix}/new-nonce", self._guarded(self._new_nonce))
             add("POST", f"{prefix}/new-account", self._signed(self._new_account, by_key=True))
@@ -209,7 +210,8 @@ class AcmeFrontEnd:
             add("POST", f"{prefix}/new-authz", self._signed(self._new_authorization))
             add("POST", f"{prefix}/key-change", self._signed(self._change_key))
             add("POST", f"{prefix}/revoke-cert", self._signed(self._revoke, by_key=True))
-        add("GET", "/acme/renewal-info/{certid}", self._guarded(self._renewal_info))
+        for method in ("HEAD", "GET"):
+            add(method, "/acme/renewal-info/{certid}", self._guarded(self._renewal_info))
         which = f"{{id:{ID}}}"
         add("POST", f"/acme/account/{which}", self._signed(self._account))
         add("POST", f"/acme/account/{which}/orders", self._signed(self._account_orders))

@@ -1,5 +1,6 @@
 """One CA for all client tests, started by scripts/run as an operator would, with a name server of its own."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from interoplib.enrollment import Surroundings
 from interoplib.fixtures import ca_server_command, enroll, open_folder, surroundings
+from interoplib.matrix import Matrix, committed
 from interoplib.openssl import Relying
 from interoplib.server import EXTERNAL_HOST, Server
 from interoplib.tools import CHECKOUT
@@ -18,7 +20,7 @@ from interoplib.tools import CHECKOUT
 __all__ = ["ca_server_command", "enroll", "open_folder", "surroundings"]
 """Fixtures that other folders of tests use too."""
 
-CLIENTS = pytest.StashKey[dict[str, dict[str, str]]]()
+MATRIX = pytest.StashKey[Matrix]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,17 +28,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[CLIENTS] = {}
+    config.stash[MATRIX] = Matrix()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    clients = session.config.stash.get(CLIENTS, {})
-    if not clients or not session.config.getoption("--write-docs", default=False):
+    matrix = session.config.stash.get(MATRIX, Matrix())
+    if not matrix.versions or not session.config.getoption("--write-docs", default=False):
         return
-    lines = ["# Clients that the tests run", "", "`scripts/test tests/interop --write-docs` writes this page.", ""]
-    lines += ["| client | what was done |", "|---|---|"]
-    lines += [f"| {name} | {', '.join(done)} |" for name, done in sorted(clients.items())]
-    (CHECKOUT / "docs" / "interop.md").write_text("\n".join(lines) + "\n", "utf-8")
+    if holes := matrix.holes():
+        sys.stderr.write(f"\ndocs/interop.md is left as it was, since not all clients ran: {', '.join(holes)}\n")
+        return
+    matrix.write()
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +69,26 @@ def relying(ca: Server, tmp_path: Path) -> Relying:
 
 
 @pytest.fixture
-def record_client(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Notes for the table of clients: what a client, named with its version, did."""
+def record_client(request: pytest.FixtureRequest) -> Callable[[str, str, str, str], None]:
+    """Notes for the table of clients: a client, its version, a column and what was done.
 
-    def record(client: str, deed: str) -> None:
-        request.config.stash[CLIENTS].setdefault(client, {})[deed] = deed
+    Fails where the table as it is committed does not tell of it.
+    """
+
+    def record(client: str, version: str, column: str, deed: str = "yes") -> None:
+        request.config.stash[MATRIX].record(client, version, column, deed)
+        if not request.config.getoption("--write-docs", default=False):
+            told = committed().get(client, {}).get(column, "-")
+            assert deed in told.split(", "), f"docs/interop.md does not tell of {client}: {column}, {deed}"
 
     return record
+
+
+@pytest.fixture(scope="session")
+def eab(ca: Server) -> dict[str, str]:
+    """An external account key that lets in any number of accounts: `kid` and `hmac_key`."""
+    made = json.loads(ca.cli("eab", "create", "--reusable", "--json").stdout)
+    return {"kid": made["kid"], "hmac_key": made["hmac_key"]}
 
 
 @pytest.fixture

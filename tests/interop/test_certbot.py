@@ -1,8 +1,9 @@
-"""certbot, Debian's and the one that the package index has today: issue by http-01 and dns-01, renew, revoke."""
+"""certbot, Debian's and the one that the package index has today: all that they offer."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,39 +55,39 @@ def certbot(
 
 
 @pytest.fixture
-def name(certbot: Certbot, record_client: Callable[[str, str], None]) -> Callable[[str], None]:
+def record(certbot: Certbot, record_client: Callable[..., None]) -> Callable[..., None]:
     """Notes a deed of this certbot by its own version."""
     version = run([certbot.program, "--version"]).stdout.split()[-1]
-    return lambda deed: record_client(f"certbot {version}", deed)
+    return partial(record_client, "certbot", version)
 
 
 def serial(certificate: Path) -> int:
     return x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
 
 
-def test_http_01_renew_and_revoke(certbot: Certbot, name: Callable[[str], None], relying: Relying) -> None:
+def test_http_01_renew_and_revoke(certbot: Certbot, record: Callable[..., None], relying: Relying) -> None:
     host = f"http-{os.urandom(3).hex()}.example.test"
     certificate = certbot.obtain(host, *certbot.standalone)
     relying.verify(certificate, "-verify_hostname", host)
-    name("http-01")
+    record("issue", "http-01")
     first = serial(certificate)
 
     certbot("renew", "--force-renewal", "--no-random-sleep-on-renew")
     assert serial(certificate) != first
     relying.verify(certificate, "-verify_hostname", host)
     assert f"{certificate}: good" in relying.ocsp(certificate)
-    name("renew")
+    record("renew")
 
     certbot("revoke", "--cert-name", host, "--reason", "superseded", "--no-delete-after-revoke")
     answer = relying.ocsp(certificate)
     assert f"{certificate}: revoked" in answer
     assert "superseded" in answer.lower()
-    name("revoke")
+    record("revoke", "by account")
 
 
 def test_dns_01_wildcard_and_rsa(
     certbot: Certbot,
-    name: Callable[[str], None],
+    record: Callable[..., None],
     relying: Relying,
     txt_hook: Callable[[str, str], Path],
 ) -> None:
@@ -98,14 +99,33 @@ def test_dns_01_wildcard_and_rsa(
     certificate = certbot.obtain(host, *manual, "--manual-cleanup-hook", str(remove), *rsa, "-d", f"*.{host}")
     relying.verify(certificate, "-verify_hostname", host)
     relying.verify(certificate, "-verify_hostname", f"any.{host}")
-    name("dns-01 with a wildcard")
+    record("issue", "dns-01")
+    record("wildcard", "dns-01")
 
 
-def test_revocation_by_the_certificates_key(certbot: Certbot, name: Callable[[str], None], relying: Relying) -> None:
+def test_revocation_by_the_certificates_key(certbot: Certbot, record: Callable[..., None], relying: Relying) -> None:
     host = f"key-{os.urandom(3).hex()}.example.test"
     certificate = certbot.obtain(host, *certbot.standalone)
     key = certificate.with_name("privkey.pem")
     by_key = ["--cert-path", str(certificate), "--key-path", str(key), "--reason", "keycompromise"]
     certbot("revoke", *by_key, "--no-delete-after-revoke")
     assert f"{certificate}: revoked" in relying.ocsp(certificate)
-    name("revoke by the certificate's key")
+    record("revoke", "by the certificate's key")
+
+
+def test_external_account_binding(
+    certbot: Certbot, record: Callable[..., None], relying: Relying, eab: Mapping[str, str]
+) -> None:
+    host = f"eab-{os.urandom(3).hex()}.example.test"
+    binding = ["--eab-kid", eab["kid"], "--eab-hmac-key", eab["hmac_key"]]
+    relying.verify(certbot.obtain(host, *certbot.standalone, *binding), "-verify_hostname", host)
+    record("EAB")
+
+
+@pytest.mark.parametrize("certbot", ["index"], indirect=True)
+def test_an_address(certbot: Certbot, record: Callable[..., None], relying: Relying) -> None:
+    """Debian's is too old for them."""
+    account = ["--agree-tos", "-m", "hostmaster@example.test", "--no-eff-email"]
+    certbot("certonly", "--cert-name", "address", "--ip-address", "127.0.0.1", *account, *certbot.standalone)
+    relying.verify(certbot.live("address"), "-verify_ip", "127.0.0.1")
+    record("IP", "yes (current)")

@@ -622,6 +622,16 @@ def test_acme_simulate(server: Server, tmp_path: Path) -> None:
     assert len(server.cli("audit", "export").stdout.splitlines()) == leaves
 
 
+@BOTH_WAYS
+def test_acme_account_revoke(server: Server) -> None:
+    account = told(server, "acme", "account", "list", "--status", "valid")[-1]["id"]
+    revoked = told(server, "acme", "account", "revoke", account, "--reason", "a test")
+    assert revoked == {"id": account, "status": "revoked"}
+    assert "there is no valid account" in refusal(server, "acme", "account", "revoke", account, "--reason", "a", code=1)
+    (event,) = events(server, "--type", "account.revoked", "--object", f"acme:{account}")
+    assert (event["actor"], event["reason"]) == (ACTOR, "a test")
+
+
 def test_acme_order_mistakes(server: Server) -> None:
     assert "there is no order 'none'" in refusal(server, "acme", "order", "show", "none", code=1)
     assert "there is no account 'none'" in refusal(server, "acme", "account", "show", "none", code=1)

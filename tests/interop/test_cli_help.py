@@ -55,7 +55,7 @@ READERS = {
     "config check",
     "doctor",
 }
-LISTED = {"ORDER": ("acme", "order", "list"), "ACCOUNT": ("acme", "account", "list")}
+LISTED = {"ORDER": ("acme", "order", "list"), "ACCOUNT": ("acme", "account", "list", "--status", "valid")}
 """Commands that list what a word in capitals stands for."""
 EXAMPLES = [line for name in LEAVES for line in EXAMPLE.findall(COMMANDS[name].help)]
 
@@ -68,6 +68,7 @@ def server(ca_server_command: Path, open_folder: Callable[[str], Path]) -> Itera
     profile.write_text("allow_hold = true\n" + profile.read_text())
     server.start()
     AcmeClient(server.directory, server.root).register().new_order("help.test")
+    AcmeClient(server.directory, server.root).register()  # to be revoked
     yield server
     assert server.stop() == 0, server.log_tail()
 

@@ -1,15 +1,17 @@
-"""dehydrated, which never repeats a request after badNonce: issue by http-01 and dns-01, revoke."""
+"""dehydrated, which never repeats a request after badNonce: all that it offers."""
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from interoplib.enrollment import Surroundings
 from interoplib.openssl import Relying
 from interoplib.server import Server
+from interoplib.tls_alpn import TlsAlpnServer
 from interoplib.tools import need, run
 from interoplib.web import CHALLENGES, ChallengeServer
 
@@ -32,13 +34,14 @@ class Dehydrated:
 
 
 @pytest.fixture
-def dehydrated(ca: Server, environment: dict[str, str], tmp_path: Path) -> Dehydrated:
+def dehydrated(ca: Server, environment: dict[str, str], eab: Mapping[str, str], tmp_path: Path) -> Dehydrated:
     program = need("dehydrated")
     folder = tmp_path / "dehydrated"
     (folder / CHALLENGES).mkdir(parents=True)
     (folder / "config").write_text(
         f'BASEDIR="{folder}"\nCA="{ca.directory}"\nWELLKNOWN="{folder / CHALLENGES}"\n'
         'CONTACT_EMAIL="hostmaster@example.test"\nKEYSIZE="2048"\n'
+        f'EAB_KID="{eab["kid"]}"\nEAB_HMAC_KEY="{eab["hmac_key"]}"\n'
     )
     client = Dehydrated(program, folder, environment)
     client("--register", "--accept-terms")
@@ -46,30 +49,37 @@ def dehydrated(ca: Server, environment: dict[str, str], tmp_path: Path) -> Dehyd
 
 
 @pytest.fixture
-def record(dehydrated: Dehydrated, record_client: Callable[[str, str], None]) -> Callable[[str], None]:
+def record(dehydrated: Dehydrated, record_client: Callable[..., None]) -> Callable[..., None]:
     version = re.search(r"Dehydrated version: (\S+)", dehydrated("--version"))
     assert version is not None
-    return lambda deed: record_client(f"dehydrated {version[1]}", deed)
+    return partial(record_client, "dehydrated", version[1])
 
 
-def test_http_01_and_revoke(
-    dehydrated: Dehydrated, record: Callable[[str], None], relying: Relying, surroundings: Surroundings
+def test_http_01_renew_and_revoke(
+    dehydrated: Dehydrated, record: Callable[..., None], relying: Relying, surroundings: Surroundings
 ) -> None:
     host = f"dehydrated-{os.urandom(3).hex()}.example.test"
     with ChallengeServer(dehydrated.folder, surroundings.http_01_port):
         certificate = dehydrated.obtain(host, "--challenge", "http-01", "--algo", "rsa")
+        relying.verify(certificate, "-verify_hostname", host)
+        record("EAB")
+        record("issue", "http-01")
+
+        first = certificate.resolve()
+        dehydrated.obtain(host, "--challenge", "http-01", "--algo", "rsa", "--force", "--force-validation")
+    assert certificate.resolve() != first
     relying.verify(certificate, "-verify_hostname", host)
-    record("http-01")
+    record("renew")
 
     dehydrated("--revoke", str(certificate.resolve()))
     revoked = next(certificate.parent.glob("cert-*.pem-revoked"))
     assert f"{revoked}: revoked" in relying.ocsp(revoked)
-    record("revoke")
+    record("revoke", "by account")
 
 
 def test_dns_01(
     dehydrated: Dehydrated,
-    record: Callable[[str], None],
+    record: Callable[..., None],
     relying: Relying,
     txt_hook: Callable[[str, str], Path],
 ) -> None:
@@ -79,6 +89,20 @@ def test_dns_01(
         'case $1 in deploy_challenge) add "_acme-challenge.$2" "$4" ;; clean_challenge) remove "_acme-challenge.$2" ;; '
         "esac",
     )
-    certificate = dehydrated.obtain(host, "--challenge", "dns-01", "--hook", str(hook), "--algo", "secp384r1")
+    both = ("--domain", f"*.{host}")
+    certificate = dehydrated.obtain(host, *both, "--challenge", "dns-01", "--hook", str(hook), "--algo", "secp384r1")
+    relying.verify(certificate, "-verify_hostname", f"any.{host}")
+    record("issue", "dns-01")
+    record("wildcard", "dns-01")
+
+
+def test_tls_alpn_01(
+    dehydrated: Dehydrated, record: Callable[..., None], relying: Relying, surroundings: Surroundings, tmp_path: Path
+) -> None:
+    host = f"dehydrated-tls-{os.urandom(3).hex()}.example.test"
+    with TlsAlpnServer(tmp_path / "alpn", surroundings.tls_alpn_01_port) as tls:
+        certificate = dehydrated.obtain(
+            host, "--challenge", "tls-alpn-01", "--alpn", str(tls.folder), "--algo", "prime256v1"
+        )
     relying.verify(certificate, "-verify_hostname", host)
-    record("dns-01")
+    record("tls-alpn-01")

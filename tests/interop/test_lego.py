@@ -1,10 +1,11 @@
-"""lego: issue by http-01, tls-alpn-01 and dns-01, renew, revoke."""
+"""lego: all that it offers."""
 
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,11 @@ def lego(ca: Server, environment: dict[str, str], tmp_path: Path) -> Lego:
 
 
 @pytest.fixture
-def record(record_client: Callable[[str, str], None]) -> Callable[[str], None]:
+def record(record_client: Callable[..., None]) -> Callable[..., None]:
     # Debian's build calls itself "dev": the package's version says more.
     shown = run(["dpkg-query", "-W", "-f", "${Version}", "lego"], expect=None).stdout
     version = re.split(r"[-+]", shown)[0] or "dev"
-    return lambda deed: record_client(f"lego {version}", deed)
+    return partial(record_client, "lego", version)
 
 
 def serial(certificate: Path) -> int:
@@ -48,13 +49,13 @@ def serial(certificate: Path) -> int:
 
 
 def test_http_01_renew_and_revoke(
-    lego: Lego, record: Callable[[str], None], relying: Relying, surroundings: Surroundings
+    lego: Lego, record: Callable[..., None], relying: Relying, surroundings: Surroundings
 ) -> None:
     host = f"lego-{os.urandom(3).hex()}.example.test"
     http = ["--http", "--http.port", f"127.0.0.1:{surroundings.http_01_port}"]
     certificate = lego(host, *http, "run")
     relying.verify(certificate, "-verify_hostname", host)
-    record("http-01")
+    record("issue", "http-01")
     first = serial(certificate)
 
     lego(host, *http, "renew", "--days", "3650", "--no-random-sleep")
@@ -64,11 +65,11 @@ def test_http_01_renew_and_revoke(
 
     lego(host, "revoke", "--keep")
     assert f"{certificate}: revoked" in relying.ocsp(certificate)
-    record("revoke")
+    record("revoke", "by account")
 
 
 def test_tls_alpn_01(
-    lego: Lego, record: Callable[[str], None], relying: Relying, surroundings: Surroundings, ca: Server
+    lego: Lego, record: Callable[..., None], relying: Relying, surroundings: Surroundings, ca: Server
 ) -> None:
     host = f"lego-tls-{os.urandom(3).hex()}.example.test"
     tls = ["--tls", "--tls.port", f"127.0.0.1:{surroundings.tls_alpn_01_port}"]
@@ -81,7 +82,7 @@ def test_tls_alpn_01(
 
 def test_dns_01_wildcard(
     lego: Lego,
-    record: Callable[[str], None],
+    record: Callable[..., None],
     relying: Relying,
     surroundings: Surroundings,
     txt_hook: Callable[[str, str], Path],
@@ -92,4 +93,19 @@ def test_dns_01_wildcard(
     dns = ["--dns", "exec", "--dns.resolvers", surroundings.dns.address, "--dns.disable-cp"]
     certificate = lego(host, "--domains", f"*.{host}", "--key-type", "rsa2048", *dns, "run")
     relying.verify(certificate, "-verify_hostname", f"any.{host}")
-    record("dns-01 with a wildcard")
+    record("issue", "dns-01")
+    record("wildcard", "dns-01")
+
+
+def test_external_account_binding(
+    lego: Lego,
+    record: Callable[..., None],
+    relying: Relying,
+    surroundings: Surroundings,
+    eab: Mapping[str, str],
+) -> None:
+    host = f"lego-eab-{os.urandom(3).hex()}.example.test"
+    http = ["--http", "--http.port", f"127.0.0.1:{surroundings.http_01_port}"]
+    certificate = lego(host, "--eab", "--kid", eab["kid"], "--hmac", eab["hmac_key"], *http, "run")
+    relying.verify(certificate, "-verify_hostname", host)
+    record("EAB")

@@ -1,6 +1,7 @@
 """The device-attest-01 challenge (draft-ietf-acme-device-attest section 5): the client sends what shows the device."""
 
 from datetime import UTC, datetime
+from hashlib import sha256
 
 from ca_server.domain.names import Identifier
 from protocols.acme.attestation import AttestationError, Question, Roots, verify
@@ -24,13 +25,16 @@ class DeviceAttest01Validator:
 
     async def validate(self, target: ValidationTarget) -> ValidationProblem | Evidence:
         """Milliseconds of arithmetic; the same attestation is no better the next time."""
+        digest = sha256(target.response).hexdigest()
+        target.sightings.note(f"attestation object of {len(target.response)} octets, SHA-256 {digest}")
         question = Question(target.token, target.key_authorization, datetime.now(UTC))
         try:
             shown = verify(target.response, question, self._roots)
         except AttestationError as error:
             return problem(BAD_ATTESTATION, str(error), retryable=False)
+        named = ", ".join(sorted(printable(each.value) for each in shown.identifiers))
+        target.sightings.note(f"format {shown.format}, key {shown.spki_sha256.hex()}, of {named}")
         if target.identifier not in shown.identifiers:
-            named = ", ".join(sorted(printable(each.value) for each in shown.identifiers))
             wanted = printable(target.identifier.value)
             detail = f"the attestation is of {named}, not of the {target.identifier.type.value} {wanted}"
             return problem(BAD_ATTESTATION, detail, retryable=False)

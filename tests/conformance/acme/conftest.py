@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import acme_errors
 import aiohttp
 import dns.flags
 import dns.message
@@ -598,7 +599,10 @@ class World:
         assert url.startswith(EXTERNAL), url
         actual = str(self.server.make_url("/")).rstrip("/") + url.removeprefix(EXTERNAL)
         async with self.session.request(method, actual, data=data, headers=headers, allow_redirects=False) as response:
-            return Answer(response.status, response.headers, await response.read())
+            answer = Answer(response.status, response.headers, await response.read())
+        if answer.headers.get("Content-Type", "").startswith("application/problem+json") and answer.body:
+            assert answer.problem in acme_errors.KNOWN
+        return answer
 
     async def client(self, algorithm: str = "ES256", profile: str = "") -> Client:
         """A client with an account."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ca_server.core.ports import DisableEab
+from ca_server.core.ports import DisableEab, RevokeAccount
+from ca_server.domain.errors import CaError
 
 
 async def test_fact_08_new_and_existing(world, new_client):
@@ -361,3 +362,21 @@ async def test_the_key_of_a_changed_account_is_its_own(world, new_client, new_ke
     assert (await client.order("a.test")).status == 201
     await world.block(new.spki_sha256)
     assert (await client.order("a.test")).status == 401
+
+
+async def test_section_7_1_6_an_account_that_operators_revoked_may_do_nothing(world, csr):
+    world.resolve("a.test")
+    client, other = await world.client(), await world.client()
+    order = await client.ready("a.test")
+    request = RevokeAccount(client.kid.rpartition("/")[2], "its owner left")
+    assert await world.core.accounts.revoke_account(request, "uid:0")
+    for answer in (await client.order("b.test"), await client.finalize(order, csr("a.test")), await client.register()):
+        assert (answer.status, answer.problem) == (401, "unauthorized")
+    assert (await other.order("b.test")).status == 201
+    assert not await world.core.accounts.revoke_account(request, "uid:0")
+    assert not await world.core.accounts.revoke_account(replace(request, account_id="nobody"), "uid:0")
+    (event,) = await world.audit("account.revoked")
+    assert (event["actor"], event["object"], event["reason"]) == ("uid:0", f"acme:{request.account_id}", request.reason)
+    for reason in ("", " ", "two\nlines", "x" * 501):
+        with pytest.raises(CaError, match="give a reason"):
+            await world.core.accounts.revoke_account(replace(request, reason=reason), "uid:0")

@@ -146,7 +146,7 @@ async def test_wrong_methods_and_places(world, external):
         ("GET", "acme/new-account", "POST"),
         ("GET", "acme/account/x", "POST"),
         ("PUT", "acme/short/new-order", "POST"),
-        ("POST", "acme/directory", "GET"),
+        ("POST", "acme/directory", "GET, HEAD"),
         ("POST", "acme/new-nonce", "GET, HEAD"),
     ):
         answer = await world.send(method, f"{external}/{path}")
@@ -157,7 +157,7 @@ async def test_wrong_methods_and_places(world, external):
         assert (await client.post(url)).status == 404
 
 
-async def test_a_failure_of_ours_is_a_problem_with_retry_after(world, monkeypatch):
+async def test_fact_25_a_failure_of_ours_is_a_problem_with_retry_after(world, monkeypatch):
     client = await world.client()
 
     async def fail(*_arguments):

@@ -239,6 +239,23 @@ async def test_whatever_would_be_written_is_an_error(world):
 
 
 @ONE_DATABASE
+@pytest.mark.parametrize(
+    ("members", "rule"),
+    [({"profiles": ("default",)}, "eab.profile"), ({"names": ("b.test",)}, "eab.names"), ({"live": 1}, "eab.live")],
+    ids=["profile", "names", "quota"],
+)
+async def test_what_is_bound_to_an_external_account_key(world, ask, bound, members, rule):
+    client, _kid = await bound(**members)
+    if rule == "eab.live":
+        assert denial_or_none(await ask(client, "a.test")) is None
+        await client.issue("a.test", kind="dns-01")
+    steps = await ask(client, "a.test", profile="holdable" if rule == "eab.profile" else "default")
+    assert steps[-1].rule == rule
+    assert {step.name for step in steps if step.verdict is Verdict.DENY} == {"names"}
+    assert "let in by the external account key" in steps[0].detail
+
+
+@ONE_DATABASE
 async def test_a_device_counts_as_having_attested_the_key_of_the_csr(world, ask, csr):
     roots = Roots({"apple": (Chain.of("Apple").root.certificate,)})
     world.options = replace(world.options, validation=replace(world.options.validation, attestation_roots=roots))

@@ -148,8 +148,21 @@ def test_too_large(support):
     refused(b"\x30" * 65_537, "csr.size")
 
 
-def test_version(support):
-    refused(self_signed(support, info_of(support, version=1)), "csr.der")
+@pytest.mark.parametrize("version", [1, 3, 512])
+def test_version(support, version):
+    refused(self_signed(support, info_of(support, version=version)), "csr.der")
+
+
+def test_the_version_that_some_clients_mistake_is_taken(support):
+    """The gem acme-client writes 2, as in a certificate; the signature covers what was written."""
+    info = info_of(support, version=2, attributes=extension_request(san(encode(0x82, b"a.test"))))
+    csr = self_signed(support, info)
+    assert parse_csr(csr).identifiers == (A,)
+    assert parse_csr(csr).der == csr
+    refused(csr[: len(csr) - 1] + bytes([csr[-1] ^ 1]), "csr.signature")
+    correct = info_of(support, attributes=extension_request(san(encode(0x82, b"a.test"))))
+    signature = csr[csr.index(info) + len(info) :]
+    refused(encode(SEQUENCE, correct, signature), "csr.signature")
 
 
 DUPLICATES = {

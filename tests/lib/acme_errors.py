@@ -1,0 +1,42 @@
+"""The error types that an ACME server may send: IANA's registry, and what the drafts that we follow ask it for."""
+
+REGISTERED = {
+    "RFC 8555": {
+        "accountDoesNotExist",
+        "alreadyRevoked",
+        "badCSR",
+        "badNonce",
+        "badPublicKey",
+        "badRevocationReason",
+        "badSignatureAlgorithm",
+        "caa",
+        "compound",
+        "connection",
+        "dns",
+        "externalAccountRequired",
+        "incorrectResponse",
+        "invalidContact",
+        "malformed",
+        "orderNotReady",
+        "rateLimited",
+        "rejectedIdentifier",
+        "serverInternal",
+        "tls",
+        "unauthorized",
+        "unsupportedContact",
+        "unsupportedIdentifier",
+        "userActionRequired",
+    },
+    "RFC 8739": {
+        "autoRenewalCanceled",
+        "autoRenewalExpired",
+        "autoRenewalCancellationInvalid",
+        "autoRenewalRevocationNotSupported",
+    },
+    "RFC 9115": {"unknownDelegation"},
+    "RFC 9773": {"alreadyReplaced"},
+    "RFC 9799": {"onionCAARequired"},
+    "draft-ietf-acme-profiles": {"invalidProfile"},
+    "draft-ietf-acme-device-attest": {"badAttestationStatement"},
+}
+KNOWN = frozenset().union(*REGISTERED.values())
