@@ -171,6 +171,8 @@ async def test_fact_25_whatever_the_directory_leads_to_works(walk, world, extern
     below = identifiers[0] | {"subdomainAuthAllowed": True}
     asked = await walk.post(directory["newAuthz"], {"identifier": below})
     assert asked.json["subdomainAuthAllowed"]
+    for challenge in asked.json["challenges"]:
+        await walk.post(challenge["url"])
     await walk.post(asked.headers["Location"], {"status": "deactivated"})
     order = await walk.post(directory["newOrder"], {"identifiers": identifiers})
     offered = [await walk.authorize(url) for url in order.json["authorizations"]]
