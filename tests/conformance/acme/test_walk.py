@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from protocols.acme.certid import certid_of
 from protocols.acme.problems import ErrorType
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "MADEUP")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 ENTRIES = {
     "newNonce": {"GET", "HEAD"},
     "newAccount": {"POST"},
