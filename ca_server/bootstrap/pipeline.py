@@ -39,7 +39,8 @@ def compose_pipeline(
             ages=Ages(
                 evidence=timedelta(seconds=settings.acme.authorization_lifetime + settings.acme.order_lifetime),
                 caa=timedelta(seconds=settings.acme.caa_max_age) + CAA_TO_SIGNATURE,
-                auto_renewal=_max_duration(settings),
+                auto_renewal=timedelta(seconds=settings.acme.auto_renewal.max_duration),
+                renewed=frozenset(settings.acme.auto_renewal.profiles),
             ),
         ),
         linter=linter,
@@ -48,9 +49,3 @@ def compose_pipeline(
         observe_stage=metrics.stage,
         observe_outcome=metrics.issuance,
     )
-
-
-def _max_duration(settings: Settings) -> timedelta:
-    """How long an order may be renewed automatically; zero where no profile's are."""
-    wanted = settings.acme.auto_renewal
-    return timedelta(seconds=wanted.max_duration if wanted.profiles else 0)

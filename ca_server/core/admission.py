@@ -53,13 +53,14 @@ async def _no_key(_kid: str) -> EabKey | None:
 class Ages:
     """How old what a front-end claims may be: the validation of a name, its check of CAA records.
 
-    `auto_renewal` is how long after its first certificate an order of ACME may get others (RFC 8739); zero: it gets
-    none.
+    `auto_renewal` is how long after its first certificate an order of ACME may get others (RFC 8739), where its profile
+    is one of `renewed`.
     """
 
     evidence: timedelta = timedelta(days=37)
     caa: timedelta = timedelta(hours=9)
     auto_renewal: timedelta = timedelta(0)
+    renewed: frozenset[str] = frozenset()
 
 
 class Admission:
@@ -124,7 +125,8 @@ class Admission:
     async def _decide_renewal(self, request: EnrollmentRequest) -> datetime:
         """Since when the names of a renewal must have been proven: as long before the order's first certificate."""
         first = await self._store.enrollment(replace(request.key, epoch=0))
-        denial = decide_renewal(request, first, self._ages.auto_renewal)
+        longest = self._ages.auto_renewal if request.profile in self._ages.renewed else timedelta(0)
+        denial = decide_renewal(request, first, longest)
         if denial is not None or first.certificate is None:
             raise refusal([denial or Deny("acme.auto_renewal", "there is nothing to renew")])
         return first.certificate.not_before - self._ages.evidence

@@ -18,9 +18,12 @@ _SLACK: Final = 2 * MAX_DELAY
 
 
 def decide_renewal(request: EnrollmentRequest, first: EnrollmentState, max_duration: timedelta) -> Deny | None:
-    """Why a certificate after an order's first is refused: `first` is where the enrollment of epoch 0 stands."""
+    """Why a certificate after an order's first is refused: `first` is where the enrollment of epoch 0 stands.
+
+    Orders of a profile whose orders are not renewed last for no time.
+    """
     if not max_duration:
-        return Deny(_RULE, "orders are not renewed automatically here (any more)")
+        return Deny(_RULE, f"orders of profile {request.profile!r} are not renewed automatically (any more)")
     if first.certificate is None or first.csr_sha256 != sha256(request.csr_der).digest():
         return Deny(_RULE, "the order has no first certificate for this CSR that could be renewed")
     last = first.certificate.not_before + max_duration + _SLACK

@@ -17,6 +17,8 @@ SMALL_PRIME_LIMIT: Final = 752
 MIN_EXPONENT: Final = 65_537
 MAX_EXPONENT_BITS: Final = 256
 
+BLOCKED_KEY: Final = "keys.blocklist"
+"""The rule that a key on the blocklist is refused by, whatever its profile."""
 _SQUARES_MOD_64: Final = frozenset(n * n % 64 for n in range(64))
 _ED25519_P: Final = 2**255 - 19
 _ED25519_D: Final = (-121_665 * pow(121_666, -1, _ED25519_P)) % _ED25519_P
@@ -53,7 +55,7 @@ def check_strength(public_key: PublicKey, *, blocked: bool = False) -> None:
 
 def blocked_key() -> CaError:
     """The refusal of a key on the blocklist."""
-    return CaError(ErrorKind.BAD_PUBLIC_KEY, "this public key is known to others or compromised", rule="keys.blocklist")
+    return CaError(ErrorKind.BAD_PUBLIC_KEY, "this public key is known to others or compromised", rule=BLOCKED_KEY)
 
 
 def _refuse(detail: str, rule: str) -> NoReturn:

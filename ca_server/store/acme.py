@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeVar
 
 from cryptography import x509
@@ -201,7 +201,7 @@ class SqlAcmeStore(SqlStarStore):
         self, account_id: str, error: bytes, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> Account:
         return await self._write(
-            lambda connection: close_account(connection, account_id, error, datetime.now(UTC), self._tenant),
+            lambda connection: close_account(connection, account_id, error, self._tenant),
             account_id=account_id,
             events=events,
             nonce=nonce,

@@ -139,7 +139,7 @@ def former_thumbprints(connection: Connection, account_id: str) -> tuple[str, ..
     return tuple(connection.execute(query).scalars())
 
 
-def close_account(connection: Connection, account_id: str, error: bytes, now: datetime, tenant: str) -> Account:
+def close_account(connection: Connection, account_id: str, error: bytes, tenant: str) -> Account:
     """Deactivate an account with its authorizations (RFC 8555 section 7.3.6); what it has not got yet it never gets."""
     account = change_account(connection, account_id, {"status": AccountStatus.DEACTIVATED.value})
     connection.execute(
@@ -152,5 +152,5 @@ def close_account(connection: Connection, account_id: str, error: bytes, now: da
     )
     own_orders = acme_orders.c.account_id == account_id
     fail_orders(connection, own_orders, error, tenant)
-    cancel_orders(connection, own_orders, now, tenant)
+    cancel_orders(connection, own_orders, tenant)
     return account

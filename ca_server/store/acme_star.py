@@ -1,10 +1,10 @@
 """Auto-renewal orders (RFC 8739), inside a transaction: which are due, who is at work on them, and what they have."""
 
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, insert, select, update
 
+from ca_server.domain.certificates import RevocationReason
 from ca_server.domain.enrollment import Protocol
 from ca_server.store.acme_orders import has_certificate
 from ca_server.store.acme_tables import acme_orders, acme_star
@@ -18,7 +18,7 @@ from protocols.acme.star.terms import Begun
 
 _STATE = Prepared(select(acme_star).where(acme_star.c.order_id == bindparam("of_order")))
 _NEWEST = Prepared(
-    select(*ISSUED_COLUMNS, enrollments.c.epoch, certificates.c.revoked_at)
+    select(*ISSUED_COLUMNS, enrollments.c.epoch, certificates.c.revocation_reason)
     .select_from(enrollments)
     .join(certificates, certificates.c.enrollment_id == enrollments.c.id)
     .join(issuers, issuers.c.id == certificates.c.issuer_id)
@@ -62,7 +62,7 @@ def renewal_state(connection: Connection, order_id: str) -> RenewalState | None:
     return None if row is None else RenewalState(row.first_at, row.ready_at, row.failures)
 
 
-def cancel_orders(connection: Connection, which: Any, now: datetime, tenant: str) -> int:
+def cancel_orders(connection: Connection, which: Any, tenant: str) -> int:
     """Cancel the auto-renewal orders among those that have a certificate; returns how many."""
     renewed = and_(which, acme_orders.c.auto_renewal.is_not(None), has_certificate(tenant))
     # An order is valid once it has its certificate; the mark comes later, in passing.
@@ -74,7 +74,7 @@ def cancel_orders(connection: Connection, which: Any, now: datetime, tenant: str
     canceled = connection.execute(
         update(acme_orders)
         .where(renewed, acme_orders.c.status.in_(sources_of(OrderStatus.CANCELED)))
-        .values(status=OrderStatus.CANCELED.value, expires_at=now)
+        .values(status=OrderStatus.CANCELED.value)
         .returning(acme_orders.c.id)
     ).scalars()
     ids = tuple(canceled)
@@ -117,4 +117,7 @@ def newest_of(connection: Connection, order: Order, tenant: str) -> Newest | Non
         "of_tenant": tenant,
     }
     row = _NEWEST.execute(connection, parameters).first()
-    return None if row is None else Newest(row.epoch, issued_of(row), row.revoked_at is not None)
+    if row is None:
+        return None
+    reason = row.revocation_reason
+    return Newest(row.epoch, issued_of(row), reason is not None, reason == RevocationReason.CERTIFICATE_HOLD.value)

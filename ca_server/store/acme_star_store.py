@@ -29,6 +29,10 @@ class SqlStarStore:
         self._tenant = tenant
 
     async def claim_renewals(self, lessee: Lessee, limit: int) -> tuple[Work, ...]:
+        ready = select(acme_star.c.order_id).where(acme_star.c.ready_at <= lessee.now).limit(1)
+        if await self._database.glance(lambda connection: connection.execute(ready).first()) is None:
+            # Every front asks every few seconds: where nothing is due, no writer waits for that.
+            return ()
         return await self._database.write(lambda connection: claim_renewals(connection, lessee, limit))
 
     async def renewal_work(self, order_id: str) -> RenewalWork | None:
@@ -65,11 +69,11 @@ class SqlStarStore:
         return await self._database.write(unit, locks=(account_lock(work.account_id),))
 
     async def cancel_order(
-        self, account_id: str, order_id: str, now: datetime, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account_id: str, order_id: str, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> bool:
         which = and_(acme_orders.c.id == order_id, acme_orders.c.account_id == account_id)
         return await self._database.write(
-            lambda connection: cancel_orders(connection, which, now, self._tenant) == 1,
+            lambda connection: cancel_orders(connection, which, self._tenant) == 1,
             locks=(account_lock(account_id),),
             once=None if nonce is None else Once(USED_NONCES, nonce.nonce, nonce.expires_at),
             along=Along(RECORD, events),

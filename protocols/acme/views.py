@@ -222,7 +222,8 @@ class AcmeFrontEnd:
         add("POST", f"/acme/certificate/{which}", self._signed(self._certificate))
         add("POST", f"/acme/certificate/{which}/{{chain:{CHAIN}}}", self._signed(self._certificate))
         for path in (f"/acme/star-certificate/{which}", f"/acme/star-certificate/{which}/{{chain:{CHAIN}}}"):
-            add("GET", path, self._guarded(self._public_star_certificate))
+            for method in ("HEAD", "GET"):
+                add(method, path, self._guarded(self._public_star_certificate))
             add("POST", path, self._signed(self._star_certificate))
         add("*", "/acme/{rest:.*}", self._guarded(self._nowhere))
 
@@ -466,6 +467,8 @@ class AcmeFrontEnd:
 
     async def _certificate(self, request: web.Request, exchange: Exchange) -> web.Response:
         order = await self._orders.find(exchange, request.match_info["id"])
+        if order.auto_renewal is not None:
+            raise CaError(ErrorKind.NOT_FOUND, "the certificates of this order are at its star-certificate URL")
         if order.certificate is None:
             raise ProblemError(Problem(ErrorType.ORDER_NOT_READY, "the order has no certificate", status=404))
         chains = await self._chains.of(order.certificate)

@@ -19,6 +19,8 @@ class Newest:
     number: int
     certificate: IssuedCertificate
     revoked: bool
+    held: bool = False
+    """It is revoked for as long as an operator wants to look into it (certificateHold, RFC 5280 section 5.3.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class StarStore(Protocol):
         """Give an order back that got no certificate; with an error, that is counted and the order's error."""
 
     async def cancel_order(
-        self, account_id: str, order_id: str, now: datetime, events: Sequence[AuditEvent], nonce: NonceUse | None
+        self, account_id: str, order_id: str, events: Sequence[AuditEvent], nonce: NonceUse | None
     ) -> bool:
         """End the renewals of a valid auto-renewal order for good; false (and no events) where it is none."""
 

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from ca_server.core.audit import EventFactory
+from ca_server.core.keycheck import BLOCKED_KEY
 from ca_server.core.policy import MAX_DELAY
 from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import AccountStatus
@@ -81,7 +82,7 @@ class Renewing:
     async def resume(self) -> int:
         """Take orders that are due, as many as this process has room for, and begin with them; returns how many."""
         room = CLAIMED - len(self._tasks)
-        if not self._options.star.profiles or room <= 0:
+        if room <= 0:
             return 0
         claimed = await self._store.claim_renewals(Lessee(self._holder, self._clock(), LEASE), room)
         for work in claimed:
@@ -129,6 +130,10 @@ class Renewing:
         if objection is not None:
             await self._cancel(work, objection)
             return
+        if found.newest.held:
+            held = Problem(ErrorType.UNAUTHORIZED, "the newest certificate of the order is on hold")
+            await self._postpone(work, found, terms, held)
+            return
         number = terms.latest(first, now)
         if number > found.newest.number and now < terms.end:
             try:
@@ -136,6 +141,9 @@ class Renewing:
             except _AwayError:
                 self._observe("failed")
                 await self._store.postpone_renewal(work, self._holder, self._clock() + _at_most(terms, _AWAY), None)
+                return
+            if problem is not None and problem.rule == BLOCKED_KEY:
+                await self._cancel(work, "its key is on the blocklist")
                 return
             if problem is not None:
                 await self._postpone(work, found, terms, problem)
@@ -193,7 +201,7 @@ class Renewing:
         event = self._events.make(
             EventType.ORDER_CANCELED, actor=f"acme:{work.account_id}", object=f"acme-order:{work.id}", reason=why
         )
-        await self._store.cancel_order(work.account_id, work.id, self._clock(), [event], None)
+        await self._store.cancel_order(work.account_id, work.id, [event], None)
         self._observe("canceled")
 
 
@@ -207,7 +215,7 @@ def _objection(found: RenewalWork) -> str | None:
         return f"the account is {found.found.account_status.value}"
     if found.found.key_blocked:
         return "the account's key is on the blocklist"
-    if found.newest is not None and found.newest.revoked:
+    if found.newest is not None and found.newest.revoked and not found.newest.held:
         return "its newest certificate was revoked"
     for authorization in found.found.authorizations:
         if authorization.status in _OVER:

@@ -45,7 +45,7 @@ class Serving:
     async def certificate(self, order_id: str, account: Account | None, chain: str | None) -> web.Response:
         """The newest certificate of an order: for its account, or without one (None) where the order allows it.
 
-        NOT_FOUND; autoRenewalCanceled, autoRenewalExpired; UNAVAILABLE where the newest has expired.
+        NOT_FOUND; autoRenewalCanceled, autoRenewalExpired; UNAVAILABLE where the newest has expired or is on hold.
         """
         served = await self._store.served(order_id)
         terms = None if served is None else served.order.auto_renewal
@@ -81,7 +81,7 @@ class Serving:
         event = exchange.event(EventType.ORDER_CANCELED, object=f"acme-order:{order.id}", profile=order.profile)
         done = False
         if order.auto_renewal is not None:
-            done = await self._store.cancel_order(order.account_id, order.id, exchange.now, [event], exchange.nonce)
+            done = await self._store.cancel_order(order.account_id, order.id, [event], exchange.nonce)
             exchange.nonce_used()
         if not done:
             what = "no auto-renewal order" if order.auto_renewal is None else order.status_at(exchange.now).value
@@ -94,7 +94,8 @@ class Serving:
 def _newest(served: Served, terms: AutoRenewal, now: datetime) -> Newest:
     """The certificate that there is to be given out now."""
     newest = served.newest
-    is_over = served.account_status is not AccountStatus.VALID or (newest is not None and newest.revoked)
+    is_revoked = newest is not None and newest.revoked and not newest.held
+    is_over = served.account_status is not AccountStatus.VALID or is_revoked
     if served.order.status is OrderStatus.CANCELED or (is_over and newest is not None):
         raise ProblemError(Problem(ErrorType.AUTO_RENEWAL_CANCELED, "the order was canceled", status=403))
     if newest is None:
@@ -102,6 +103,8 @@ def _newest(served: Served, terms: AutoRenewal, now: datetime) -> Newest:
     if now >= terms.end:
         detail = f"the order ended at {terms.end:%Y-%m-%dT%H:%M:%SZ}"
         raise ProblemError(Problem(ErrorType.AUTO_RENEWAL_EXPIRED, detail, status=403))
+    if newest.held:
+        raise CaError(ErrorKind.UNAVAILABLE, "the newest certificate of the order is on hold")
     if now >= newest.certificate.not_after:
         raise CaError(ErrorKind.UNAVAILABLE, "the order could not be renewed in time; it is tried again")
     return newest

@@ -534,7 +534,7 @@ class World:
                     issuers=registry,
                     profiles=self.profiles,
                     bound_key=SqlEabStore(database).bound_key,
-                    ages=Ages(auto_renewal=timedelta(days=365)),
+                    ages=Ages(auto_renewal=timedelta(days=365), renewed=frozenset({"default"})),
                 ),
                 linter=linter,
                 events=events,

@@ -19,6 +19,7 @@ from ca_server.domain.rates import parse_rate
 from ca_server.store.acme import SqlAcmeStore
 from ca_server.store.acme_records import OrderSearch, SqlAcmeRecords
 from ca_server.store.acme_retention import expired_orders, forget_orders
+from protocols.acme.certid import certid_of
 from protocols.acme.limits import Limits
 from protocols.acme.model import OrderStatus
 from protocols.acme.ports import Lessee
@@ -220,6 +221,29 @@ async def test_the_certificate_is_had_without_an_account_where_the_order_says_so
 
 
 @ONE_DATABASE
+async def test_no_other_url_has_its_certificates(world, star, issued):
+    client, order = await issued(allow_certificate_get=True)
+    url = order.json["star-certificate"]
+    answer = await client.post(url.replace("star-certificate", "certificate"))
+    assert answer.status == 404
+    assert answer.json["detail"] == "the certificates of this order are at its star-certificate URL"
+    head, got = await world.send("HEAD", url), await world.send("GET", url)
+    assert (head.status, head.body) == (200, b"")
+    for name in ("Content-Length", "Cert-Not-After", "Cache-Control"):
+        assert head.headers[name] == got.headers[name]
+
+
+@ONE_DATABASE
+async def test_renewal_information_is_as_of_any_certificate(world, star, issued, external):
+    client, order = await issued()
+    leaf = await newest(client, order)
+    information = await world.send("GET", f"{external}/acme/renewal-info/{certid_of(leaf)}")
+    window = {name: datetime.fromisoformat(at) for name, at in information.json["suggestedWindow"].items()}
+    assert leaf.not_valid_before_utc < window["start"] < window["end"] < leaf.not_valid_after_utc
+    assert (await client.order("a.test", replaces=str(certid_of(leaf)))).status == 201
+
+
+@ONE_DATABASE
 async def test_who_gets_the_certificate(world, star, issued):
     client, order = await issued()
     url = order.json["star-certificate"]
@@ -392,14 +416,49 @@ async def test_a_renewal_is_by_the_profile_as_it_now_stands(world, star, issued,
 
 @ONE_DATABASE
 async def test_a_blocked_key_is_not_certified_again(world, star, issued):
-
     key = ec.generate_private_key(ec.SECP256R1())
     client, order = await issued(key=key)
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     await world.block(sha256(spki).digest())
     assert await renew(world, LIFETIME * 0.6) == 1
-    assert (await client.post(order.headers["Location"])).json["error"]["rule"] == "keys.blocklist"
+    assert (await client.post(order.headers["Location"])).json["status"] == "canceled"
+    (event,) = await world.audit("order.canceled")
+    assert event["reason"] == "its key is on the blocklist"
     assert len(await issued_certificates(world)) == 1
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("left", [{"short"}, ()], ids=["another", "none"])
+async def test_orders_of_a_profile_that_offers_it_no_more(world, star, issued, left):
+    client, order = await issued()
+    admission = world.core.issuance._admission
+    admission._ages = replace(admission._ages, renewed=frozenset(left))
+    await world.serve(replace(world.options, star=replace(OFFERED, profiles=frozenset(left))), "front-1")
+    assert await renew(world, LIFETIME * 0.6) == 1
+    shown = (await client.post(order.headers["Location"])).json
+    assert (shown["status"], shown["error"]["rule"]) == ("valid", "acme.auto_renewal")
+    assert "profile 'default'" in shown["error"]["detail"]
+    assert len(await issued_certificates(world)) == 1
+
+
+@ONE_DATABASE
+async def test_a_hold_puts_renewals_off(world, star, issued, profiles):
+    await world.put_in_force(profiles | {"default": "allow_hold = true\n" + profiles["default"]})
+    client, order = await issued()
+    leaf = await newest(client, order)
+    held = RevocationRequest(
+        "issuing", serial_text(leaf.serial_number), RevocationReason.CERTIFICATE_HOLD, "uid", "0", "operator"
+    )
+    await world.core.revocation.revoke(held)
+    assert await renew(world, LIFETIME * 0.6) == 1
+    shown = (await client.post(order.headers["Location"])).json
+    assert (shown["status"], shown["error"]["detail"]) == ("valid", "the newest certificate of the order is on hold")
+    answer = await client.post(order.json["star-certificate"])
+    assert (answer.status, answer.json["detail"]) == (503, "the newest certificate of the order is on hold")
+    released = replace(held, reason=RevocationReason.REMOVE_FROM_CRL)
+    await world.core.revocation.revoke(released, may_release=True)
+    assert await renew(world, world.later + timedelta(hours=1)) == 1
+    assert [row[0] for row in await issued_certificates(world)] == [0, 1]
 
 
 async def test_the_quota_of_an_external_account_key_has_room_for_renewals(world, star, issued, bound):
@@ -426,7 +485,7 @@ async def test_an_order_is_canceled(world, star, issued):
         assert (await client.post(order.headers["Location"], payload)).json["status"] == "valid"
     done = await client.post(order.headers["Location"], {"status": "canceled"})
     assert (done.status, done.json["status"]) == (200, "canceled")
-    assert datetime.fromisoformat(done.json["expires"]) <= datetime.now(UTC)
+    assert done.json["expires"] == order.json["expires"], "who fetches is told for as long"
     assert "star-certificate" not in done.json
     url = order.json["star-certificate"]
     for answer in (await client.post(url), await world.send("GET", url)):
@@ -583,6 +642,12 @@ async def test_an_order_that_ended_is_forgotten_and_none_that_lives(world, star,
 async def test_a_front_that_lies_gets_no_renewal(world, star, issued, csr):
     await issued()
     request = world.core.asked[-1]
+    world.resolve("a.short.test")
+    client = await world.client()
+    order = await client.order("a.short.test", profile="short")
+    await client.authorize(order)
+    assert (await client.finalize(order, csr("a.short.test"))).json["status"] == "valid"
+    ordinary = world.core.asked[-1]
     later = replace(request, epoch=1, profile_hash="", not_before=None, not_after=request.not_after + LIFETIME)
     year = timedelta(days=365)
     for fault, wrong in {
@@ -591,6 +656,7 @@ async def test_a_front_that_lies_gets_no_renewal(world, star, issued, csr):
         "another account": replace(later, requester=replace(later.requester, id="another")),
         "no end": replace(later, not_after=None),
         "beyond the longest duration": replace(later, not_after=later.not_after + year),
+        "an order of another profile": replace(ordinary, epoch=1, profile_hash=""),
     }.items():
         with pytest.raises(CaError) as refused:
             await world.core.issuance.issue(wrong)
@@ -601,12 +667,3 @@ async def test_a_front_that_lies_gets_no_renewal(world, star, issued, csr):
     with pytest.raises(CaError) as refused:
         await world.core.issuance.issue(old)
     assert refused.value.rule == "names.evidence", "fresh when the first certificate was issued, or never"
-
-
-@ONE_DATABASE
-async def test_a_core_that_renews_nothing(world, star, issued):
-    client, order = await issued()
-    admission = world.core.issuance._admission
-    admission._ages = replace(admission._ages, auto_renewal=timedelta(0))
-    assert await renew(world, LIFETIME * 0.6) == 1
-    assert (await client.post(order.headers["Location"])).json["error"]["rule"] == "acme.auto_renewal"

@@ -4,14 +4,20 @@ import base64
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import acme_errors
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from other_ca import OtherCa, der
 
+from ca_server.core.cross import CrossCertificates
+from ca_server.core.ports import ImportCrossCertificate
+from ca_server.store.issuers import SqlIssuerStore
 from protocols.acme.certid import certid_of
 from protocols.acme.problems import ErrorType
+from protocols.acme.star.offering import StarOptions
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 ENTRIES = {
@@ -32,6 +38,8 @@ META = {
     "issuerDomainNames": ["ca.test"],
     "accountHashPrefix": "https://ca.example.test:8443/acme/account-hash/",
     "subdomainAuthAllowed": True,
+    "profiles": {name: f"profile {name}" for name in ("default", "held", "holdable", "short")},
+    "auto-renewal": {"min-lifetime": 86_400, "max-duration": 34_560_000, "allow-certificate-get": True},
 }
 NOT_CALLED = {META["termsOfService"], META["website"], META["accountHashPrefix"]}
 """Pages of others, and what names in records begin with (draft-ietf-acme-dns-persist section 4.2)."""
@@ -125,9 +133,29 @@ class Walk:
         await self.post(place)
         await self.post(order.json["finalize"], {"csr": encode(request)})
         chain = await self.post((await self.client.poll(place, "processing"))["certificate"])
-        for alternate in chain.links("alternate"):
-            assert x509.load_pem_x509_certificates((await self.post(alternate)).body)
+        await self.chains(chain)
         return x509.load_pem_x509_certificate(chain.body)
+
+    async def chains(self, first):
+        """The URLs of the chain that the first answer is not, and of that one among its alternates."""
+        (alternate,) = first.links("alternate")
+        (back,) = (await self.post(alternate)).links("alternate")
+        assert (await self.post(back)).body == first.body
+        return alternate, back
+
+    async def rolling_certificate(self, directory, request):
+        """An order that renews itself, with its certificate as its account and as anybody gets it, and its end."""
+        end = (datetime.now(UTC) + timedelta(days=20)).isoformat()
+        terms = {"end-date": end, "lifetime": 345_600, "allow-certificate-get": True}
+        wanted = {"identifiers": [{"type": "dns", "value": "a.test"}], "profile": "default", "auto-renewal": terms}
+        order = await self.post(directory["newOrder"], wanted)
+        await self.authorize(*order.json["authorizations"])
+        place = order.headers["Location"]
+        await self.post(order.json["finalize"], {"csr": encode(request)})
+        url = (await self.client.poll(place, "processing"))["star-certificate"]
+        for each in (url, *await self.chains(await self.post(url))):
+            await self.get(each)
+        assert (await self.post(place, {"status": "canceled"})).json["status"] == "canceled"
 
     async def change_key(self, url, new):
         client, old = self.client, self.client.key
@@ -152,7 +180,13 @@ async def walk(world, external, new_client, profiles):
         terms_of_service=META["termsOfService"],
         website=META["website"],
         caa_identities=tuple(META["caaIdentities"]),
+        star=StarOptions(frozenset({"default"}), timedelta(days=1), timedelta(days=400)),
     )
+    issuers = SqlIssuerStore(world.database)
+    (issuing,) = [each.key.certificate_der for each in await issuers.issuers() if each.name == "issuing"]
+    other = OtherCa("Other Root")
+    signed = ImportCrossCertificate("issuing", der(other.cross_sign(issuing)), (der(other.root),))
+    await CrossCertificates(issuers, world.events("core")).take_in(signed, "uid:0")
     await world.serve(options)
     return Walk(world, new_client(world), external)
 
@@ -182,6 +216,7 @@ async def test_fact_25_whatever_the_directory_leads_to_works(walk, world, extern
     information = await walk.get(f"{directory['renewalInfo']}/{certid_of(leaf)}")
     assert set(information.json) == {"suggestedWindow"}
 
+    await walk.rolling_certificate(directory, csr("a.test"))
     await walk.change_key(directory["keyChange"], new_key())
     revocation = {"certificate": encode(leaf.public_bytes(Encoding.DER)), "reason": 4}
     await walk.post(directory["revokeCert"], revocation)

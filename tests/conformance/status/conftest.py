@@ -293,6 +293,7 @@ class World:
             blocklist=None,  # type: ignore[arg-type]
             incidents=None,  # type: ignore[arg-type]
             limits=None,  # type: ignore[arg-type]
+            cross=None,  # type: ignore[arg-type]
             reload=reload,
             health=health,
             gate=self.gate,

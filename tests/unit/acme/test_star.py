@@ -128,9 +128,3 @@ async def test_a_drain_leaves_what_takes_too_long_to_its_lease():
     await renewer.resume()
     await renewer.drain(0.01)
     assert renewer._tasks == {}
-
-
-async def test_where_it_is_offered_for_no_profile_nobody_looks():
-    store = FleetStore()
-    assert await renewing(store, ()).resume() == 0
-    assert store.asked == []
