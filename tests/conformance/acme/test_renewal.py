@@ -122,7 +122,7 @@ async def test_a_malformed_certid(world, external, text):
 async def test_other_methods_have_no_such_url(world, external):
     client, leaf = await issued(world, "a.test")
     refused = await client.post(f"{external}/acme/renewal-info/{certid(leaf)}")
-    assert (refused.status, refused.headers["Allow"]) == (405, "GET")
+    assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
 
 
 # --- Section 5: orders that replace a certificate -----------------------------------------------------------------
