@@ -339,7 +339,7 @@ class CoreRuntime:
             blocklist=Blocklist(self.stores.issuance, self.events),
             incidents=Incidents(self.stores.incidents, self.events),
             limits=LimitKeys(self.stores.limits, self.events),
-            cross=CrossCertificates(self.stores.issuers, self.events),
+            cross=CrossCertificates(self.stores.issuers, self.keys, self.stores.audit, self.events),
             reload=self.reload,
             health=self.health,
             gate=self.gate,

@@ -25,7 +25,7 @@ from ca_server.cli.common import (
 from ca_server.cli.output import print_fields, print_json, print_table, text
 from ca_server.core.chains import chains_of
 from ca_server.core.issuers import UrlPlan
-from ca_server.core.ports import CrossCertificate, ImportCrossCertificate
+from ca_server.core.ports import CrossCertificate, ImportCrossCertificate, IssuerCsr, SignIssuerCsr
 from ca_server.domain.certificates import CaCertificate, Issuer, IssuerKind, serial_text
 from ca_server.domain.errors import CaError, ErrorKind
 
@@ -116,6 +116,22 @@ def show(
         print_json(summary)
     else:
         print_fields(summary)
+
+
+@app.command("csr")
+def csr(name: NameArgument, home: HomeOption = DEFAULT_HOME, settings: SetOption = []) -> None:  # noqa: B006
+    """Print a CSR for an issuer's key as PEM, for another CA to certify it too: docs/chains.md.
+
+    - `ca-server issuer csr root > root.csr`
+    """
+
+    async def work() -> IssuerCsr:
+        place, effective = open_settings(home, settings)
+        async with open_admin(place, effective) as admin:
+            return await admin.sign_issuer_csr(SignIssuerCsr(name))
+
+    request = x509.load_der_x509_csr(run(work()).der)
+    sys.stdout.write(request.public_bytes(Encoding.PEM).decode())
 
 
 @app.command("import")

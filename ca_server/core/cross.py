@@ -1,4 +1,7 @@
-"""Further CA certificates of a key that an issuer has: signed by another CA, or a root's own that was renewed."""
+"""Further CA certificates of a key that an issuer has: signed by another CA, or a root's own that was renewed.
+
+The CSR that another CA is given for that, and what it made of it.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -11,9 +14,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca_server.core.audit import EventFactory
-from ca_server.core.ports import CrossCertificate, ImportCrossCertificate, IssuerStore
+from ca_server.core.cross_csr import certification_request_info
+from ca_server.core.der import assemble
+from ca_server.core.ports import AuditStore, CrossCertificate, ImportCrossCertificate, IssuerStore, KeyStore
+from ca_server.core.signing import sign_verified
+from ca_server.core.staging import says_staging
 from ca_server.domain.audit import EventType
-from ca_server.domain.certificates import CaCertificate, IssuerKey
+from ca_server.domain.certificates import CaCertificate, Issuer, IssuerKey
 from ca_server.domain.errors import CaError, ErrorKind
 
 MAX_ABOVE: Final = 8
@@ -21,14 +28,40 @@ _BROKEN: Final = (hashes.MD5, hashes.SHA1)
 
 
 class CrossCertificates:
-    """Takes in CA certificates that others signed, checked and on record."""
+    """Asks for CA certificates by others, and takes them in, checked and on record."""
 
     def __init__(
-        self, store: IssuerStore, events: EventFactory, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        store: IssuerStore,
+        keys: KeyStore,
+        audit: AuditStore,
+        events: EventFactory,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
+        self._keys = keys
+        self._audit = audit
         self._events = events
         self._clock = clock
+
+    async def sign_csr(self, issuer: str, actor: str) -> bytes:
+        """A CSR (RFC 2986) in DER for an issuer's newest key, asking for what its certificate has. NOT_FOUND.
+
+        That the token signs it is on record before it does.
+        """
+        key, *_ = await self._keys_of(issuer)
+        info = certification_request_info(_parse(key.certificate_der))
+        event = self._events.make(
+            EventType.ISSUER_CSR_SIGNED,
+            actor=actor,
+            issuer=issuer,
+            key=key.label,
+            object=f"issuer:{issuer}",
+            extra={"csr_info_sha256": sha256(info).hexdigest()},
+        )
+        await self._audit.append([event])
+        signer = await self._keys.find(key.label)
+        return assemble(info, key.algorithm, await sign_verified(signer, info))
 
     async def take_in(self, request: ImportCrossCertificate, actor: str) -> CrossCertificate:
         """Add a certificate to the key of the issuer that it is for. MALFORMED says what is wrong; NOT_FOUND; CONFLICT.
@@ -42,8 +75,13 @@ class CrossCertificates:
         _check_is_for(certificate, _parse(key.certificate_der))
         above = await self._above(certificate, request.chain)
         path = [certificate, *above]
+        issuers = await self._store.issuers()
+        height = _height(issuers, request.issuer)
         for place, each in enumerate(path):
-            _check_ca(each, below=place, now=now)
+            _check_ca(each, below=height + place, now=now)
+            if says_staging(_der(each)) is not says_staging(key.certificate_der):
+                name = each.subject.rfc4514_string()
+                raise _wrong(f"{name!r} is a CA for tests (STAGING) and the issuer is not, or the other way round")
         for lower, upper in zip(path, [*path[1:], path[-1]], strict=True):
             _check_signed(lower, upper)
         der = request.certificate_der
@@ -62,14 +100,18 @@ class CrossCertificates:
                 "generation": str(key.generation),
             },
         )
-        chain = tuple(each.public_bytes(Encoding.DER) for each in above)
+        chain = tuple(map(_der, above))
         await self._store.add_ca_certificate(CaCertificate(key.id, der, chain, now), [event])
         return CrossCertificate(key.issuer, key.generation, fingerprint, signer, certificate.not_valid_after_utc)
 
-    async def _key_of(self, issuer: str, certificate: x509.Certificate) -> IssuerKey:
+    async def _keys_of(self, issuer: str) -> tuple[IssuerKey, ...]:
         keys = await self._store.issuer_keys(issuer)
         if not keys:
             raise CaError(ErrorKind.NOT_FOUND, f"there is no issuer {issuer!r}")
+        return keys
+
+    async def _key_of(self, issuer: str, certificate: x509.Certificate) -> IssuerKey:
+        keys = await self._keys_of(issuer)
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         for key in keys:
             if key.spki_der == spki:
@@ -91,6 +133,11 @@ class CrossCertificates:
         raise _wrong("none of our issuers signed it; give the certificates above it, up to the root, in the same file")
 
 
+def _height(issuers: Sequence[Issuer], name: str) -> int:
+    """How many CAs of ours stand below the named one, at most, on a path."""
+    return max((1 + _height(issuers, each.name) for each in issuers if each.parent == name), default=0)
+
+
 def _wrong(detail: str) -> CaError:
     return CaError(ErrorKind.MALFORMED, f"the certificate can't be imported: {detail}")
 
@@ -104,6 +151,10 @@ def _parse(der: bytes) -> x509.Certificate:
     return certificate
 
 
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
 def _check_is_for(certificate: x509.Certificate, standing: x509.Certificate) -> None:
     """Certificates that the key signed lead to this one as to the one that stands: by name and key identifier."""
     if certificate.subject.public_bytes() != standing.subject.public_bytes():
@@ -111,11 +162,21 @@ def _check_is_for(certificate: x509.Certificate, standing: x509.Certificate) -> 
     own, theirs = _key_identifier(certificate), _key_identifier(standing)
     if own is not None and own != theirs:
         raise _wrong("its subject key identifier is another than that in the certificates that were issued")
+    usage = _key_usage(certificate)
+    if usage is not None and not usage.crl_sign:
+        raise _wrong("by its keyUsage it may not sign CRLs, which the issuer's key does")
 
 
 def _key_identifier(certificate: x509.Certificate) -> bytes | None:
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _key_usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
         return None
 

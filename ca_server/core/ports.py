@@ -207,6 +207,20 @@ class ResetLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class SignIssuerCsr:
+    """Sign a CSR for an issuer's key, for another CA to certify it too."""
+
+    issuer: str
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerCsr:
+    """A CSR (RFC 2986) in DER."""
+
+    der: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ImportCrossCertificate:
     """Add a CA certificate to a key that an issuer has; `chain` is what is above it, nearest first, root last.
 
@@ -293,6 +307,9 @@ class AdminPort(Protocol):
 
     async def reset_limit(self, request: ResetLimit) -> Done:
         """Give a key of a rate limit back what was taken from it."""
+
+    async def sign_issuer_csr(self, request: SignIssuerCsr) -> IssuerCsr:
+        """Sign a CSR for an issuer's newest key. NOT_FOUND."""
 
     async def import_cross_certificate(self, request: ImportCrossCertificate) -> CrossCertificate:
         """Add a CA certificate to a key of an issuer: another chain to offer, nothing else changes.

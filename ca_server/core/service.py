@@ -25,6 +25,7 @@ from ca_server.core.ports import (
     Health,
     Hello,
     ImportCrossCertificate,
+    IssuerCsr,
     OcspAnswer,
     OcspQuery,
     Ping,
@@ -33,6 +34,7 @@ from ca_server.core.ports import (
     Reloaded,
     ResetLimit,
     RevokeAccount,
+    SignIssuerCsr,
     UnblockKey,
     UpdateEab,
     Welcome,
@@ -229,6 +231,10 @@ class AdminService:
     async def reset_limit(self, request: ResetLimit) -> Done:
         self._gate.check()
         return Done(await self._limits.reset(request.key, self._actor()))
+
+    async def sign_issuer_csr(self, request: SignIssuerCsr) -> IssuerCsr:
+        self._gate.check()
+        return IssuerCsr(await self._cross.sign_csr(request.issuer, self._actor()))
 
     async def import_cross_certificate(self, request: ImportCrossCertificate) -> CrossCertificate:
         self._gate.check()

@@ -28,7 +28,7 @@ def check_staging(issuers: Iterable[Issuer], is_staging: Callable[[str], bool], 
     for issuer in issuers:
         staging = is_staging(issuer.name)
         chain = (issuer.key.certificate_der, *issuer.key.chain)
-        if all(_says_staging(each) is staging for each in chain):
+        if all(says_staging(each) is staging for each in chain):
             continue
         found = "is no staging CA" if staging else "is a staging CA"
         raise ConfigurationError(
@@ -42,10 +42,10 @@ def check_staging(issuers: Iterable[Issuer], is_staging: Callable[[str], bool], 
 
 def staging_names(issuers: Iterable[Issuer]) -> tuple[str, ...]:
     """Names of the issuers whose certificates say staging."""
-    return tuple(issuer.name for issuer in issuers if _says_staging(issuer.key.certificate_der))
+    return tuple(issuer.name for issuer in issuers if says_staging(issuer.key.certificate_der))
 
 
-def _says_staging(certificate_der: bytes) -> bool:
+def says_staging(certificate_der: bytes) -> bool:
     """Whether a CA certificate is a staging CA's."""
     names = x509.load_der_x509_certificate(certificate_der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return any(str(name.value).startswith(STAGING_PREFIX) for name in names)

@@ -17,6 +17,8 @@ class EventType(StrEnum):
     ISSUER_RESERVED = "issuer.reserved"
     """A CA certificate is about to be signed: serial and TBS hash."""
     ISSUER_CREATED = "issuer.created"
+    ISSUER_CSR_SIGNED = "issuer.csr-signed"
+    """The token is about to sign a CSR for an issuer's key: the hash of what is signed."""
     ISSUER_CERTIFICATE_IMPORTED = "issuer.certificate-imported"
     """A further CA certificate of an issuer's key, signed by another CA or renewed."""
     KEY_GENERATING = "key.generating"

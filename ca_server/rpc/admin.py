@@ -15,12 +15,14 @@ from ca_server.core.ports import (
     EndIncident,
     Health,
     ImportCrossCertificate,
+    IssuerCsr,
     Ping,
     PublishCrl,
     Reload,
     Reloaded,
     ResetLimit,
     RevokeAccount,
+    SignIssuerCsr,
     UnblockKey,
     UpdateEab,
 )
@@ -43,6 +45,7 @@ ADMIN_OPERATIONS = OperationTable(
         Operation("block_key", BlockKey, Done, idempotent=False),
         Operation("unblock_key", UnblockKey, Done, idempotent=False),
         Operation("reset_limit", ResetLimit, Done, idempotent=False),
+        Operation("sign_issuer_csr", SignIssuerCsr, IssuerCsr, idempotent=False),
         Operation("import_cross_certificate", ImportCrossCertificate, CrossCertificate, idempotent=False),
         Operation("create_incident", CreateIncident, Incident, idempotent=False),
         Operation("end_incident", EndIncident, Done, idempotent=False),
@@ -89,6 +92,9 @@ class RpcAdminPort(AdminPort):
 
     async def reset_limit(self, request: ResetLimit) -> Done:
         return cast(Done, await self._client.call("reset_limit", request))
+
+    async def sign_issuer_csr(self, request: SignIssuerCsr) -> IssuerCsr:
+        return cast(IssuerCsr, await self._client.call("sign_issuer_csr", request))
 
     async def import_cross_certificate(self, request: ImportCrossCertificate) -> CrossCertificate:
         return cast(CrossCertificate, await self._client.call("import_cross_certificate", request))

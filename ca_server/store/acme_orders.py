@@ -317,10 +317,13 @@ def order_work(connection: Connection, order_id: str, tenant: str) -> OrderWork 
 
 
 def order_ids(connection: Connection, account_id: str, after: str | None, limit: int) -> tuple[str, ...]:
-    """A page of an account's orders, oldest first."""
+    """A page of an account's orders, oldest first. NOT_FOUND where `after` is none of them."""
     query = select(acme_orders.c.id).where(acme_orders.c.account_id == account_id)
     if after is not None:
-        number = select(acme_orders.c.number).where(acme_orders.c.id == after).scalar_subquery()
+        own = select(acme_orders.c.number).where(acme_orders.c.id == after, acme_orders.c.account_id == account_id)
+        number = connection.execute(own).scalar()
+        if number is None:
+            raise CaError(ErrorKind.NOT_FOUND, "there is no such page (any more); begin with the first one")
         query = query.where(acme_orders.c.number > number)
     return tuple(connection.execute(query.order_by(acme_orders.c.number).limit(limit)).scalars())
 

@@ -223,6 +223,7 @@ FORBIDDEN = {
     "use up CRL numbers": "UPDATE crl_numbers SET number = number + 1",
     "insert an issuer": "INSERT INTO issuers SELECT * FROM issuers",
     "alter an issuer's key": "UPDATE issuer_keys SET spki = ''",
+    "insert a CA certificate": "INSERT INTO ca_certificates SELECT * FROM ca_certificates",
     "alter a CA certificate": "UPDATE ca_certificates SET der = ''",
     "put a profile in force": "UPDATE profiles SET superseded_at = NULL",
     "insert a profile": "INSERT INTO profiles SELECT * FROM profiles",

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from interoplib.enrollment import Surroundings
 from interoplib.server import Server
 from interoplib.tools import need, run
-from other_ca import OtherCa, der
+from other_ca import OtherCa
 
 SEEN_WITHIN = 2.0
 """Seconds in which fronts see an import."""
@@ -21,9 +21,9 @@ SEEN_WITHIN = 2.0
 def other_root(ca: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The common name of a root that signed the issuing CA too, as the running server was told by its operator."""
     other = OtherCa("Root of Another CA")
-    standing = x509.load_pem_x509_certificate(ca.issuing.read_bytes())
+    csr = x509.load_pem_x509_csr(ca.cli("issuer", "csr", "issuing").stdout.encode())
     file = tmp_path_factory.mktemp("chains") / "cross.pem"
-    pem = [each.public_bytes(Encoding.PEM).decode() for each in (other.cross_sign(der(standing)), other.root)]
+    pem = [each.public_bytes(Encoding.PEM).decode() for each in (other.certify(csr), other.root)]
     file.write_text("".join(pem))
     told = ca.cli("issuer", "import", "issuing", str(file)).stdout
     assert "signed by 'CN=Root of Another CA'" in told

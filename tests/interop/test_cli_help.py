@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from interoplib.acme import AcmeClient
 from interoplib.commands import shell, told
 from interoplib.server import Server
 from interoplib.tools import run
+from other_ca import OtherCa
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -134,18 +136,28 @@ def with_things_of(server: Server, example: str, folder: Path) -> str:
         held = told(server, "cert", "list", "--status", "valid", "--profile", "listener")[0]["serial"]
         server.cli("cert", "revoke", held, "--reason", "certificate-hold")
         line = example.replace("HELD", held)
-    if "leaked.pem" in example:
-        leaked = ec.generate_private_key(ec.SECP256R1()).public_key()
-        pem = leaked.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (folder / "leaked.pem").write_bytes(pem)
-        if "unblock" in example:
-            server.cli("key", "block", str(folder / "leaked.pem"), "--reason", "to be undone")
+    make_files_of(server, example, folder)
     if "KID" in example:
         line = example.replace("KID", told(server, "eab", "create")["kid"])
     if "INCIDENT" in example:
         made = told(server, "incident", "create", "--reason", "to be ended", "--profile", "short")
         line = example.replace("INCIDENT", made["id"])
     return line
+
+
+def make_files_of(server: Server, example: str, folder: Path) -> None:
+    """The files that an example reads."""
+    imported = re.match(r"ca-server issuer import (\S+) (\S+)", example)
+    if imported is not None:
+        other, csr = OtherCa("Root of Another CA"), server.cli("issuer", "csr", imported[1]).stdout
+        chain = (other.certify(x509.load_pem_x509_csr(csr.encode())), other.root)
+        (folder / imported[2]).write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+    if "leaked.pem" in example:
+        leaked = ec.generate_private_key(ec.SECP256R1()).public_key()
+        pem = leaked.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / "leaked.pem").write_bytes(pem)
+        if "unblock" in example:
+            server.cli("key", "block", str(folder / "leaked.pem"), "--reason", "to be undone")
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -33,6 +33,12 @@ class OtherCa:
         wanted = {"subject": certificate.subject, "key": certificate.public_key(), "identifier": identifier} | changes
         return self.sign(**wanted)
 
+    def certify(self, csr: x509.CertificateSigningRequest) -> x509.Certificate:
+        """A certificate for what a CSR asks for."""
+        identifier = csr.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        length = csr.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+        return self.sign(csr.subject, csr.public_key(), identifier, path_length=length)
+
     def sign(
         self,
         subject: x509.Name,
@@ -41,6 +47,7 @@ class OtherCa:
         *,
         ca: bool = True,
         may_sign: bool = True,
+        crl_sign: bool = True,
         path_length: int | None = None,
         begin: timedelta = timedelta(hours=-1),
         end: timedelta = timedelta(days=30),
@@ -68,7 +75,7 @@ class OtherCa:
             .not_valid_before(now + begin)
             .not_valid_after(now + end)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=path_length if ca else None), critical=True)
-            .add_extension(x509.KeyUsage(key_cert_sign=may_sign, crl_sign=True, **usage), critical=True)
+            .add_extension(x509.KeyUsage(key_cert_sign=may_sign, crl_sign=crl_sign, **usage), critical=True)
             .add_extension(identifier or x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(signer or self.key, hashes.SHA256())

@@ -505,7 +505,7 @@ class World:
 
     async def _core(self) -> None:
         database, keys, urls = self.database, SoftKeys(), UrlPlan("http://ca.example.test")
-        self.keys = keys._keys
+        self.token, self.keys = keys, keys._keys
         events = self.events("core")
         issuer_store, issuance_store, audit = (
             SqlIssuerStore(database),

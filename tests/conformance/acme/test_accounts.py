@@ -8,6 +8,7 @@ import pytest
 
 from ca_server.core.ports import DisableEab, RevokeAccount
 from ca_server.domain.errors import CaError
+from ca_server.store.acme import SqlAcmeStore
 
 
 async def test_fact_08_new_and_existing(world, new_client):
@@ -269,15 +270,29 @@ async def test_the_list_of_orders_in_pages(world):
     assert pages[0] + pages[1] == made, "oldest first"
 
 
+async def test_a_page_after_an_order_that_was_forgotten(world):
+    """An empty list would say that there are no more."""
+    client = await world.client()
+    forgotten, *made = [(await client.order("a.test")).headers["Location"] for _ in range(3)]
+    gone = forgotten.rpartition("/")[2]
+    assert (await client.post(f"{client.kid}/orders?after={gone}")).json["orders"] == made
+    await SqlAcmeStore(world.database).forget_orders([gone])
+    answer = await client.post(f"{client.kid}/orders?after={gone}")
+    assert (answer.status, answer.problem) == (404, "malformed")
+    assert (await client.post(f"{client.kid}/orders")).json["orders"] == made
+
+
 async def test_cursors_that_no_server_gave(world):
     client, other = await world.client(), await world.client()
     own, theirs = [(await each.order("a.test")).headers["Location"] for each in (client, other)]
     for cursor in ("'%20OR%201=1", "", "%00", "a" * 65, "a.b", "%F0%9F%92%A9", "1%0D%0ALink:x"):
         answer = await client.post(f"{client.kid}/orders?after={cursor}")
         assert (answer.status, answer.problem) == (400, "malformed")
-    for cursor in (theirs, own, "nobody", "x" * 64):
-        page = await client.post(f"{client.kid}/orders?after={cursor.rpartition('/')[2]}")
-        assert (page.status, page.json, page.links("next")) == (200, {"orders": []}, [])
+    for cursor in (theirs, "nobody", "x" * 64):
+        answer = await client.post(f"{client.kid}/orders?after={cursor.rpartition('/')[2]}")
+        assert (answer.status, answer.problem) == (404, "malformed")
+    page = await client.post(f"{client.kid}/orders?after={own.rpartition('/')[2]}")
+    assert (page.status, page.json, page.links("next")) == (200, {"orders": []}, [])
     assert (await client.post(f"{client.kid}/orders?before=x&after={own.rpartition('/')[2]}")).status == 200
     assert (await client.post(f"{client.kid}/orders")).json["orders"] == [own]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from hashlib import sha256
 
 import pytest
 from cryptography import x509
@@ -12,6 +13,7 @@ from sqlalchemy import update
 from ca_server.core.cross import CrossCertificates
 from ca_server.core.ports import ImportCrossCertificate
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.store.audit import SqlAuditStore
 from ca_server.store.issuers import SqlIssuerStore
 from ca_server.store.tables import ca_certificates
 from protocols.acme.chains import FRESH_SECONDS
@@ -21,9 +23,14 @@ PEM = "application/pem-certificate-chain"
 
 
 @pytest.fixture
-def take_in(world):
+def cross(world):
+    store, audit = SqlIssuerStore(world.database), SqlAuditStore(world.database)
+    return CrossCertificates(store, world.token, audit, world.events("core"))
+
+
+@pytest.fixture
+def take_in(cross):
     """Imports a certificate for an issuer, with what is above it."""
-    cross = CrossCertificates(SqlIssuerStore(world.database), world.events("core"))
 
     async def take_in(issuer, *certificates):
         first, *above = map(der, certificates)
@@ -191,6 +198,40 @@ async def test_what_is_below_and_what_certificates_point_at_stays(world, order, 
     assert leaf.not_valid_after_utc - leaf.not_valid_before_utc > timedelta(days=89), "by the issuer's own certificate"
 
 
+# --- The CSR that another CA is given ------------------------------------------------------------------------------
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize("issuer", ["root", "issuing"])
+async def test_a_csr_for_another_ca(world, standing, cross, issuer):
+    csr = x509.load_der_x509_csr(await cross.sign_csr(issuer, "uid:0"))
+    assert csr.is_signature_valid
+    own = x509.load_der_x509_certificate(standing[issuer])
+    assert (csr.subject, csr.public_key()) == (own.subject, own.public_key())
+    asked = {each.oid: (each.critical, each.value) for each in csr.extensions}
+    for kind in (x509.BasicConstraints, x509.KeyUsage, x509.SubjectKeyIdentifier):
+        stands = own.extensions.get_extension_for_class(kind)
+        assert asked.pop(kind.oid) == (stands.critical, stands.value)
+    assert asked == {}
+    (event,) = await world.audit("issuer.csr-signed")
+    assert (event["issuer"], event["actor"]) == (issuer, "uid:0")
+    assert event["extra"]["csr_info_sha256"] == sha256(csr.tbs_certrequest_bytes).hexdigest()
+
+
+@ONE_DATABASE
+async def test_a_csr_is_on_record_before_it_is_signed(world, cross, monkeypatch):
+    async def away(_label):
+        raise CaError(ErrorKind.UNAVAILABLE, "the token is away")
+
+    monkeypatch.setattr(world.token, "find", away)
+    with pytest.raises(CaError, match="away"):
+        await cross.sign_csr("root", "uid:0")
+    assert len(await world.audit("issuer.csr-signed")) == 1
+    with pytest.raises(CaError) as refused:
+        await cross.sign_csr("nobody", "uid:0")
+    assert refused.value.kind is ErrorKind.NOT_FOUND
+
+
 # --- What is not taken in -----------------------------------------------------------------------------------------
 
 OTHER = OtherCa("Other Root")
@@ -200,6 +241,7 @@ FAULTS = {
     "another key identifier": ({"identifier": x509.SubjectKeyIdentifier(b"x" * 20)}, "key identifier"),
     "no ca": ({"ca": False}, "no CA"),
     "may not sign": ({"may_sign": False}, "no CA"),
+    "may not sign lists": ({"crl_sign": False}, "may not sign CRLs"),
     "expired": ({"begin": timedelta(days=-2), "end": timedelta(days=-1)}, "is valid from"),
     "not yet valid": ({"begin": timedelta(days=1)}, "is valid from"),
     "not signed by what is above": ({"signer": ec.generate_private_key(ec.SECP256R1())}, "not signed by"),
@@ -214,6 +256,22 @@ async def test_certificates_that_are_not_taken_in(world, standing, take_in):
         assert refused.value.kind is ErrorKind.MALFORMED
     assert await world.count("ca_certificates") == 2
     assert await world.audit("issuer.certificate-imported") == []
+
+
+@ONE_DATABASE
+async def test_a_root_has_room_for_the_issuers_below_it(standing, take_in):
+    with pytest.raises(CaError, match="'CN=Test root CA' allows 0 CAs below it, and 1 are"):
+        await take_in("root", OTHER.cross_sign(standing["root"], path_length=0), OTHER.root)
+    await take_in("root", OTHER.cross_sign(standing["root"], path_length=1), OTHER.root)
+    await take_in("issuing", OTHER.cross_sign(standing["issuing"], path_length=0), OTHER.root)
+
+
+@ONE_DATABASE
+async def test_a_ca_for_tests_vouches_for_no_other(standing, take_in):
+    """Whoever trusts a staging root, which issues to anybody, would not know what he gets."""
+    tests = OtherCa("STAGING Root")
+    with pytest.raises(CaError, match="STAGING"):
+        await take_in("issuing", tests.cross_sign(standing["issuing"]), tests.root)
 
 
 @ONE_DATABASE
@@ -247,9 +305,9 @@ async def test_what_is_above_leads_to_a_root(world, standing, take_in):
 async def test_a_signature_with_a_broken_hash(standing, take_in):
     other = OtherCa("Other Root", rsa.generate_private_key(65537, 2048))
     certificate = der(other.cross_sign(standing["issuing"]))
-    sha256, sha1 = (bytes.fromhex(f"2a864886f70d0101{end}") for end in ("0b", "05"))
+    sha2, sha1 = (bytes.fromhex(f"2a864886f70d0101{end}") for end in ("0b", "05"))
     with pytest.raises(CaError, match="broken hash"):
-        await take_in("issuing", x509.load_der_x509_certificate(certificate.replace(sha256, sha1)), other.root)
+        await take_in("issuing", x509.load_der_x509_certificate(certificate.replace(sha2, sha1)), other.root)
 
 
 async def test_an_issuer_that_is_not_there_and_a_certificate_that_is(standing, take_in):

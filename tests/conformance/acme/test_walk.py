@@ -14,6 +14,7 @@ from other_ca import OtherCa, der
 
 from ca_server.core.cross import CrossCertificates
 from ca_server.core.ports import ImportCrossCertificate
+from ca_server.store.audit import SqlAuditStore
 from ca_server.store.issuers import SqlIssuerStore
 from protocols.acme.certid import certid_of
 from protocols.acme.problems import ErrorType
@@ -186,7 +187,8 @@ async def walk(world, external, new_client, profiles):
     (issuing,) = [each.key.certificate_der for each in await issuers.issuers() if each.name == "issuing"]
     other = OtherCa("Other Root")
     signed = ImportCrossCertificate("issuing", der(other.cross_sign(issuing)), (der(other.root),))
-    await CrossCertificates(issuers, world.events("core")).take_in(signed, "uid:0")
+    cross = CrossCertificates(issuers, world.token, SqlAuditStore(world.database), world.events("core"))
+    await cross.take_in(signed, "uid:0")
     await world.serve(options)
     return Walk(world, new_client(world), external)
 
