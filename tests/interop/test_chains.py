@@ -47,7 +47,7 @@ def test_certbot_prefers_a_chain(
     other_root: str,
     surroundings: Surroundings,
     environment: dict[str, str],
-    record_client: Callable[[str, str], None],
+    record_client: Callable[..., None],
     tmp_path: Path,
 ) -> None:
     program = need("/usr/bin/certbot")
@@ -58,7 +58,7 @@ def test_certbot_prefers_a_chain(
     wanted = ["-d", host, "--cert-name", host, "--preferred-chain", other_root]
     run([program, "certonly", *common, *how, *wanted], env=environment)
     assert top(tmp_path / "config" / "live" / host / "fullchain.pem") == f"CN={other_root}"
-    record_client(f"certbot {run([program, '--version']).stdout.split()[-1]}", "alternate chain")
+    record_client("certbot", run([program, "--version"]).stdout.split()[-1], "other", "chosen chain")
 
 
 def test_lego_prefers_a_chain(
@@ -66,7 +66,7 @@ def test_lego_prefers_a_chain(
     other_root: str,
     surroundings: Surroundings,
     environment: dict[str, str],
-    record_client: Callable[[str, str], None],
+    record_client: Callable[..., None],
     tmp_path: Path,
 ) -> None:
     program, host = need("lego"), "lego-chain.example.test"
@@ -75,4 +75,4 @@ def test_lego_prefers_a_chain(
     run([program, *common, "--domains", host, *http, "run", "--preferred-chain", other_root], env=environment)
     assert top(tmp_path / "certificates" / f"{host}.crt") == f"CN={other_root}"
     shown = run(["dpkg-query", "-W", "-f", "${Version}", "lego"], expect=None).stdout
-    record_client(f"lego {re.split(r'[-+]', shown)[0] or 'dev'}", "alternate chain")
+    record_client("lego", re.split(r"[-+]", shown)[0] or "dev", "other", "chosen chain")
