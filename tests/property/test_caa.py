@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
 
 import dns.flags
 import dns.message
@@ -194,27 +195,32 @@ def scripted() -> Iterator[tuple[Scripted, str]]:
         yield script, address
 
 
-def honest_answer() -> bytes:
-    answer = dns.message.make_response(dns.message.make_query("a.test", "CAA"))
-    texts = ('0 issue "ca.test; accounturi=x"', '128 tbs "x"', '0 iodef "mailto:x@y"')
+def honest_answer(kind: str, *records: str) -> bytes:
+    answer = dns.message.make_response(dns.message.make_query("a.test", kind))
     answer.answer.append(dns.rrset.from_text("a.test.", 1, "IN", "CNAME", "b.test."))
-    answer.answer.append(dns.rrset.from_text("b.test.", 1, "IN", "CAA", *texts))
+    answer.answer.append(dns.rrset.from_text("b.test.", 1, "IN", kind, *records))
     return answer.to_wire()
 
 
-HONEST = honest_answer()
+HONEST = {
+    "CAA": honest_answer("CAA", '0 issue "ca.test; accounturi=x"', '128 tbs "x"', '0 iodef "mailto:x@y"'),
+    "TXT": honest_answer("TXT", '"one" "piece"', '"\\200\\000\\""', '""'),
+    "A": honest_answer("A", "192.0.2.1", "192.0.2.2"),
+}
 
 
-def spoiled(changes: list[tuple[int, int]], cut: int) -> bytes:
-    data = bytearray(HONEST)
+def spoiled(kind: str, changes: list[tuple[int, int]], cut: int) -> bytes:
+    data = bytearray(HONEST[kind])
     for place, octet in changes:
         data[place % len(data)] = octet
     return bytes(data[: len(data) - cut])
 
 
+KINDS = st.sampled_from(sorted(HONEST))
 ANSWERS = st.one_of(
     st.builds(
         spoiled,
+        KINDS,
         st.lists(st.tuples(st.integers(2, 200), st.integers(0, 255)), max_size=4),
         st.sampled_from([0, 0, 0, 1, 2, 40]),
     ),
@@ -222,28 +228,48 @@ ANSWERS = st.one_of(
 )
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(answer=ANSWERS, over_tcp=st.booleans())
-def test_whatever_a_nameserver_sends_is_an_answer_or_a_failure(scripted, answer, over_tcp):
+async def asked(address: str, kind: str) -> object:
+    resolver = Resolver((address,), 2.0)
+    try:
+        match kind:
+            case "CAA":
+                return await resolver.caa("a.test")
+            case "TXT":
+                return await resolver.txt("a.test")
+            case _:
+                return await resolver.addresses("a.test")
+    except DnsFailure as failure:
+        return failure
+
+
+@settings(max_examples=240, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(kind=KINDS, answer=ANSWERS, over_tcp=st.booleans())
+def test_whatever_a_nameserver_sends_is_an_answer_or_a_failure(scripted, kind, answer, over_tcp):
     script, address = scripted
     script.answer, script.over_tcp = answer, over_tcp
-
-    async def ask() -> CaaAnswer | DnsFailure:
-        try:
-            return await Resolver((address,), 2.0).caa("a.test")
-        except DnsFailure as failure:
-            return failure
-
-    found = asyncio.run(ask())
-    if isinstance(found, CaaAnswer):
+    found = asyncio.run(asked(address, kind))
+    if isinstance(found, DnsFailure):
+        assert found.detail.isprintable()
+    elif kind == "CAA":
+        assert isinstance(found, CaaAnswer)
         assert all(isinstance(record, CaaRecord) for record in found.records)
     else:
-        assert found.detail.isprintable()
+        assert isinstance(found, tuple)
+        assert found
+        assert all(isinstance(each, str if kind == "TXT" else IPv4Address | IPv6Address) for each in found)
 
 
 def test_the_honest_answer_is_read(scripted):
     script, address = scripted
-    script.answer, script.over_tcp = HONEST, True
+    script.answer, script.over_tcp = HONEST["CAA"], True
     found = asyncio.run(look_up(Resolver((address,), 2.0), ["a.test"]))["a.test"]
     assert isinstance(found, CaaLookup)
     assert {record.tag for record in found.records} == {"issue", "tbs", "iodef"}
+
+
+def test_the_honest_answers_of_other_kinds_are_read(scripted):
+    script, address = scripted
+    script.answer = HONEST["TXT"]
+    assert set(asyncio.run(asked(address, "TXT"))) >= {"onepiece", ""}
+    script.answer = HONEST["A"]
+    assert set(asyncio.run(asked(address, "A"))) == {IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")}
