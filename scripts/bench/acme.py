@@ -3,7 +3,8 @@
 
 scripts/bench/acme.py [--quick] [--fronts 1,2] [--clients 1,8,32,64] [--seconds S] [--stages] [--json FILE]
 
-Rows "bound by" are of accounts that an external account key let in, held to names, and to quotas too.
+Rows "bound by" are of accounts that an external account key let in, held to names, and to quotas too. Rows "validated
+by" are for addresses that the server really asks, the load generator's own among them.
 
 An issuance is newOrder, authorization, challenge, finalize and certificate, five signed POSTs over a kept connection,
 by an account made beforehand; challenges are valid at once (--unsafe-skip-validation), everything else is as in
@@ -29,6 +30,7 @@ _NAMED = ("--names", "*.bench.test", "--names", "10.0.0.0/8")
 _PLAIN = "accounts without a key"
 _BOUND = {"a key's names": _NAMED, "names and quotas": (*_NAMED, "--quota", "900000 live", "--quota", "900000 per 1d")}
 """What accounts are bound to by external account keys, by the name of the row."""
+_BY_HTTP = "validated by http-01"
 _PEBBLE_CLIENTS = 8
 """Pebble hangs above this."""
 _JWS_SIZE = 450
@@ -47,6 +49,8 @@ def measure_server(place: Path, options: argparse.Namespace) -> dict[str, Any]:
                 )
         if fronts == options.fronts[0] and options.bound:
             results |= measure_bound(server, fronts, options)
+        if fronts == options.fronts[0] and options.validated:
+            results |= measure_validated(server, fronts, options)
     results["token, P-256 signatures", 64] = run_load(
         "token", home=str(server.home), label="issuing-1", clients=64, pid=os.getpid(), **options.times
     )
@@ -67,6 +71,24 @@ def measure_bound(server: CaServer, fronts: int, options: argparse.Namespace) ->
                 clients=clients,
                 pid=server.process.pid,
                 external=external,
+                **options.times,
+            )
+    return rows
+
+
+def measure_validated(server: CaServer, fronts: int, options: argparse.Namespace) -> dict[Any, dict[str, Any]]:
+    """The server once more, asking the applicant: by http-01, and by tls-alpn-01."""
+    clients = max(options.clients)
+    rows: dict[Any, dict[str, Any]] = {}
+    with server.serving("--fronts", str(fronts), validating=True):
+        assert server.process is not None
+        for validated in server.challenge_ports.items():
+            rows[f"validated by {validated[0]}", clients] = run_load(
+                "acme",
+                directory=server.directory,
+                clients=clients,
+                pid=server.process.pid,
+                validated=validated,
                 **options.times,
             )
     return rows
@@ -137,6 +159,12 @@ def show(results: dict[Any, dict[str, Any]]) -> None:
             ratios.append((f"ca-server to pebble, {count} clients", same["per_second"] / found["per_second"]))
         elif name.startswith("bound"):
             ratios.append((f"{name} to {_PLAIN}", found["per_second"] / results[_PLAIN, count]["per_second"]))
+        elif name == "validated by tls-alpn-01":
+            ratios.append((f"{name} to http-01", found["per_second"] / results[_BY_HTTP, count]["per_second"]))
+        elif name == _BY_HTTP and ("ca-server, 1 front", count) in own:
+            ratios.append(
+                (f"{name} to not validated", found["per_second"] / own["ca-server, 1 front", count]["per_second"])
+            )
         elif name.startswith("token"):
             ratios.append((f"issuances at {clients} clients to {name}", best["per_second"] / found["per_second"]))
         elif name.startswith("bare"):
@@ -158,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--no-pebble", dest="pebble", action="store_false")
     parser.add_argument("--no-bound", dest="bound", action="store_false", help="without external account keys")
+    parser.add_argument("--no-validated", dest="validated", action="store_false", help="without real validations")
     parser.add_argument("--no-others", dest="others", action="store_false", help="the server alone")
     parser.add_argument("--stages", action="store_true", help="cost by stage too, by py-spy")
     parser.add_argument("--checkout", type=Path, default=CHECKOUT, help="serve this checkout: for before and after")

@@ -6,13 +6,15 @@ import json
 import ssl
 from base64 import urlsafe_b64decode
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from benchlib.enrollment import CsrMaker, b64url, es256
+from benchlib.enrollment import AddressCsrMaker, CsrMaker, b64url, es256
 from benchlib.https import Answer, Connection
+from benchlib.responders import Responder
 
 _POLL = 0.005
 _POLLS = 2000
@@ -25,11 +27,15 @@ class FailedError(Exception):
 class AcmeClient:
     """`bad_nonces` counts badNonce answers, each of which was sent again."""
 
-    def __init__(self, directory: str, context: ssl.SSLContext) -> None:
+    def __init__(self, directory: str, context: ssl.SSLContext, responder: Responder | None = None) -> None:
+        """With a responder certificates are for addresses, and validated; else any challenge is said to be met."""
         self._url = urlsplit(directory)
         self._context = context
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._csrs = CsrMaker()
+        self._responder = responder
+        self._csrs = CsrMaker() if responder is None else AddressCsrMaker(responder.address)
+        self._kind = "dns" if responder is None else "ip"
+        self._thumbprint = ""
         self._nonce = ""
         self._kid = ""
         self._entries: dict[str, str] = {}
@@ -46,6 +52,7 @@ class AcmeClient:
         point = self._key.public_key().public_numbers()
         x, y = (b64url(value.to_bytes(32, "big")) for value in (point.x, point.y))
         jwk = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
+        self._thumbprint = b64url(sha256(json.dumps(jwk, separators=(",", ":")).encode()).digest())
         wanted: dict[str, Any] = {"termsOfServiceAgreed": True}
         if external:
             wanted["externalAccountBinding"] = self._binding(jwk, *external)
@@ -70,13 +77,16 @@ class AcmeClient:
     async def issue(self) -> None:
         """One issuance from newOrder to the certificate's bytes. FailedError, ConnectionError."""
         name = self._csrs.name()
-        answer = await self._post(self._entries["newOrder"], {"identifiers": [{"type": "dns", "value": name}]})
+        answer = await self._post(self._entries["newOrder"], {"identifiers": [{"type": self._kind, "value": name}]})
         order, where = json.loads(answer.body), answer.header(b"location")
         for url in order["authorizations"]:
             authorization = json.loads((await self._post(url)).body)
             if authorization["status"] == "valid":
                 continue
-            challenge = next(item for item in authorization["challenges"] if item["type"] == "http-01")
+            wanted = "http-01" if self._responder is None else self._responder.kind
+            challenge = next(item for item in authorization["challenges"] if item["type"] == wanted)
+            if self._responder is not None:
+                self._responder.put(name, challenge["token"], self._thumbprint)
             answered = json.loads((await self._post(challenge["url"], {})).body)
             if answered["status"] != "valid":
                 await self._poll(url, "valid")

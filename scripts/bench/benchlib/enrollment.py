@@ -1,12 +1,15 @@
 """Names and CSRs, made for the cost of a signature: the DER of one CSR with another name of the same length in it."""
 
+import ipaddress
 import os
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding
 
 _ES256 = ec.ECDSA(hashes.SHA256())
 _ALGORITHM = bytes.fromhex("300a06082a8648ce3d040302")
@@ -51,3 +54,17 @@ class CsrMaker:
         info = self._info.replace(self._name, name.encode())
         signature = self._key.sign(info, _ES256)
         return _sequence(info + _ALGORITHM + _sequence(b"\0" + signature, 0x03))
+
+
+class AddressCsrMaker:
+    """Makes CSRs for IPv4 addresses, all with one key."""
+
+    def __init__(self, address: Callable[[], str]) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.name = address
+
+    def csr(self, name: str) -> bytes:
+        """A CSR for the address, in DER."""
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))])
+        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        return builder.add_extension(names, critical=False).sign(self._key, hashes.SHA256()).public_bytes(Encoding.DER)

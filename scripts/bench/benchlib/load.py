@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from benchlib.client import AcmeClient, FailedError
 from benchlib.enrollment import CsrMaker
 from benchlib.https import Connection, insecure_context
 from benchlib.report import percentile
+from benchlib.responders import responding
 from benchlib.usage import cpu_seconds
 
 Turn = Callable[[], Awaitable[object]]
@@ -80,14 +82,25 @@ async def _drive(turns: list[Turn], *, warm_up: float, seconds: float, pid: int)
 
 
 async def acme(
-    directory: str, clients: int, pid: int, warm_up: float, seconds: float, external: Sequence[str] = ()
+    directory: str,
+    clients: int,
+    pid: int,
+    warm_up: float,
+    seconds: float,
+    external: Sequence[str] = (),
+    validated: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Full issuances through ACME; `external` is the external account key of all accounts, its id and its secret."""
+    """Full issuances through ACME; `external` is the external account key of all accounts, its id and its secret.
+
+    `validated` is the challenge type that is really answered, and the port at which.
+    """
     context = insecure_context()
-    all_clients = [AcmeClient(directory, context) for _ in range(clients)]
-    for client in all_clients:
-        await client.register(external)
-    result = await _drive([client.issue for client in all_clients], warm_up=warm_up, seconds=seconds, pid=pid)
+    async with AsyncExitStack() as stack:
+        responder = None if validated is None else await stack.enter_async_context(responding(*validated))
+        all_clients = [AcmeClient(directory, context, responder) for _ in range(clients)]
+        for client in all_clients:
+            await client.register(external)
+        result = await _drive([client.issue for client in all_clients], warm_up=warm_up, seconds=seconds, pid=pid)
     result["bad_nonces"] = sum(client.bad_nonces for client in all_clients)
     for client in all_clients:
         client.close()

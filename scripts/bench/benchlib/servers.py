@@ -98,8 +98,12 @@ class CaServer:
         self.home = place / "home"
         self._log = place / "server.log"
         place.mkdir(parents=True, exist_ok=True)
-        self.https_port, self.http_port = free_ports(2)
+        self.https_port, self.http_port, *challenge_ports = free_ports(4)
+        self.challenge_ports = dict(zip(("http-01", "tls-alpn-01"), challenge_ports, strict=True))
+        """Where validations ask, by challenge type."""
         ports = ["--https-port", str(self.https_port), "--http-port", str(self.http_port)]
+        for kind, port in self.challenge_ports.items():
+            ports += ["--set", f"acme.{kind.replace('-', '_')}_port={port}"]
         self._options = ["--home", str(self.home), *ports, "--set", "processes.allow_root=true"]
         self.process: subprocess.Popen[bytes] | None = None
         command = [*COMMAND, "init", *self._options, "--staging", "--external-host", "127.0.0.1", *init]
@@ -111,9 +115,10 @@ class CaServer:
         return f"https://127.0.0.1:{self.https_port}/acme/directory"
 
     @contextmanager
-    def serving(self, *options: str) -> Iterator[float]:
+    def serving(self, *options: str, validating: bool = False) -> Iterator[float]:
         """Serve for as long as this holds; gives the seconds until it was ready."""
-        command = [*COMMAND, "serve", *self._options, "--unsafe-skip-validation", *options]
+        unsafe = () if validating else ("--unsafe-skip-validation",)
+        command = [*COMMAND, "serve", *self._options, *unsafe, *options]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self._checkout, stdin=subprocess.DEVNULL, stdout=log, stderr=log
