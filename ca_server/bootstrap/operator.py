@@ -5,7 +5,6 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ca_server.bootstrap.core import AnchorAcceptance, CoreRuntime
 from ca_server.bootstrap.users import become_core, resolve_users
 from ca_server.core.ports import AdminPort
 from ca_server.domain.errors import CaError, ErrorKind
@@ -29,6 +28,8 @@ async def accept_database(home: Home, settings: Settings, reason: str) -> str:
 
     CONFLICT while the server runs.
     """
+    from ca_server.bootstrap.core import AnchorAcceptance, CoreRuntime  # noqa: PLC0415 - a tenth of every command's start
+
     if is_running(home):
         raise CaError(ErrorKind.CONFLICT, "the server runs; stop it first")
     actor = f"uid:{os.getuid()}"
@@ -47,6 +48,8 @@ async def open_admin(home: Home, settings: Settings) -> AsyncIterator[AdminPort]
         finally:
             await port.close()
         return
+    from ca_server.bootstrap.core import CoreRuntime  # noqa: PLC0415 - a tenth of every command's start
+
     actor = f"uid:{os.getuid()}"
     become_core(resolve_users(settings.processes, str(home.configuration)))
     async with CoreRuntime.open(home, settings, process="cli") as core:

@@ -1,16 +1,18 @@
 """`ca-server acme`: the clients of the ACME front-end, what they asked for, and what they are held to."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ca_server.bootstrap.caa import CaaReport, account_url, caa_report, system_resolver
 from ca_server.bootstrap.profiles import load_profiles
 from ca_server.cli import acme_account, acme_limits, acme_order, acme_simulate
 from ca_server.cli.common import DEFAULT_HOME, HomeOption, JsonOption, SetOption, one_of, open_settings, run
 from ca_server.cli.output import print_fields, print_json, print_table
 from ca_server.domain.names import InvalidNameError, dns_identifier
 from protocols.acme.urls import is_id
+
+if TYPE_CHECKING:
+    from ca_server.bootstrap.caa import CaaReport
 
 app = typer.Typer(help="Look at ACME accounts and orders, and at what they are held to.", no_args_is_help=True)
 app.add_typer(acme_order.app, name="order")
@@ -37,6 +39,8 @@ def caa(
     - `ca-server acme caa www.corp.example`
     - `ca-server acme caa '*.corp.example' --account 0198c1f2a7 --profile short --json`
     """
+    from ca_server.bootstrap.caa import account_url, caa_report, system_resolver  # noqa: PLC0415 - a third of a start
+
     place, effective = open_settings(home, settings)
     profiles = load_profiles(place, effective)
     chosen = profiles[one_of(profile or effective.policy.default_profile, sorted(profiles), "--profile")]
@@ -57,7 +61,7 @@ def caa(
         raise typer.Exit(1)
 
 
-def _print_caa(report: CaaReport) -> None:
+def _print_caa(report: "CaaReport") -> None:
     """The report as tables: what was found, then a verdict for each challenge, or one where all are the same."""
     print_fields(
         {

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Final, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -10,37 +11,56 @@ from typer.main import get_command
 
 from ca_server import telemetry
 from ca_server.bootstrap.version import SOFTWARE
-from ca_server.cli import acme, audit, cert, config, crl, db, doctor, eab, incident, issuer, key, server, systemd
 from ca_server.cli.common import fail
 from ca_server.domain.errors import CaError, ConfigurationError
 
-app = typer.Typer(
-    name="ca-server",
-    help=(
-        "An internal certificate authority: ACME, OCSP and CRL over one signing core whose keys stay in a PKCS#11 "
-        "token.\n\nStart with `ca-server init`, then `ca-server serve`. Every command takes --home (default "
-        "~/.ca-server); every command that reads takes --json; `ca-server COMMAND --help` has examples.\n\n"
-        "Exit codes: 0 done; 1 refused, not found, or something that needs you; 2 a mistake in command line or "
-        "configuration."
-    ),
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+_HELP = (
+    "An internal certificate authority: ACME, OCSP and CRL over one signing core whose keys stay in a PKCS#11 "
+    "token.\n\nStart with `ca-server init`, then `ca-server serve`. Every command takes --home (default "
+    "~/.ca-server); every command that reads takes --json; `ca-server COMMAND --help` has examples.\n\n"
+    "Exit codes: 0 done; 1 refused, not found, or something that needs you; 2 a mistake in command line or "
+    "configuration."
 )
-server.register(app)
-app.add_typer(issuer.app, name="issuer")
-app.add_typer(cert.app, name="cert")
-app.add_typer(crl.app, name="crl")
-app.add_typer(eab.app, name="eab")
-app.add_typer(acme.app, name="acme")
-app.add_typer(key.app, name="key")
-app.add_typer(incident.app, name="incident")
-app.add_typer(audit.app, name="audit")
-app.add_typer(config.app, name="config")
-app.add_typer(db.app, name="db")
-doctor.register(app)
-systemd.register(app)
+_MODULES: Final = {
+    "server": ("init", "serve", "process"),
+    "issuer": ("issuer",),
+    "cert": ("cert",),
+    "crl": ("crl",),
+    "eab": ("eab",),
+    "acme": ("acme",),
+    "key": ("key",),
+    "incident": ("incident",),
+    "audit": ("audit",),
+    "config": ("config",),
+    "db": ("db",),
+    "doctor": ("doctor",),
+    "systemd": ("systemd-unit",),
+}
+"""Modules of this package, in the order of the help, with the commands that each has."""
+
+
+def application(first: str = "") -> typer.Typer:
+    """The command line; where its first word is a command's, with that command alone.
+
+    The modules of the others are not loaded: they took half of a command's time.
+    """
+    app = typer.Typer(
+        name="ca-server",
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    app.callback()(_options)
+    wanted = [name for name, commands in _MODULES.items() if first in commands]
+    for name in wanted or _MODULES:
+        module = import_module(f"ca_server.cli.{name}")
+        if hasattr(module, "register"):
+            module.register(app)
+        else:
+            app.add_typer(module.app, name=name)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -49,7 +69,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     *,
     version: Annotated[
@@ -63,7 +82,7 @@ def main() -> None:
     """Run the command line; what an operator did wrong is one line on standard error and an exit code."""
     telemetry.configure_logging("console", "warning", process="cli")
     try:
-        code = get_command(app)(standalone_mode=False)
+        code = get_command(application(sys.argv[1] if len(sys.argv) > 1 else ""))(standalone_mode=False)
         sys.stdout.flush()
     except TyperException as error:
         _fail_usage(error)

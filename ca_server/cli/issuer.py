@@ -10,7 +10,6 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca_server.bootstrap.issuers import check_stopped, create_missing_issuers
 from ca_server.bootstrap.operator import open_admin
 from ca_server.bootstrap.staging import add_staging_directory
 from ca_server.bootstrap.stores import open_stores
@@ -72,6 +71,7 @@ def create(
 
     - `ca-server issuer create --staging`
     """
+    from ca_server.bootstrap.issuers import check_stopped, create_missing_issuers  # noqa: PLC0415 - a tenth of a start
 
     async def work() -> tuple[str, ...]:
         place, effective = open_settings(home, settings)

@@ -5,7 +5,6 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from secrets import token_urlsafe
 from typing import Any
 
 from ca_server.core.audit import EventFactory
@@ -24,6 +23,7 @@ from ca_server.domain.accounts import AccountRegistered, AccountRegistration
 from ca_server.domain.audit import AuditEvent, EventType, Outcome
 from ca_server.domain.bindings import EabKey, EabPolicy, NamePatterns
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.ids import new_handle
 
 _DIGESTS = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
 _SECRET_BYTES = 32
@@ -63,7 +63,7 @@ class ExternalAccounts:
         lifetime = request.lifetime_seconds
         key = EabKey(
             # No hyphen: as an argument, an id that began with one would be taken for an option.
-            kid=token_urlsafe(16).replace("-", "_"),
+            kid=new_handle(),
             created_at=now,
             expires_at=None if lifetime is None else now + timedelta(seconds=lifetime),
             reusable=request.reusable,

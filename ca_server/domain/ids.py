@@ -1,9 +1,9 @@
-"""Identifiers that sort by the time of their making."""
+"""Identifiers: those that sort by the time of their making, and those that tell nothing."""
 
 import os
 import time
 from collections.abc import Iterator
-from secrets import token_bytes
+from secrets import token_bytes, token_urlsafe
 
 _RANDOM_OCTETS = 10
 _DRAWN_AT_ONCE = 100
@@ -38,3 +38,11 @@ def new_id() -> str:
     few pages, where wholly random keys cost it a page each. To be called by one thread of a process.
     """
     return f"{time.time_ns() // 1_000_000:012x}{next(_source.draws)}"
+
+
+def new_handle() -> str:
+    """Draw an identifier of 22 letters, digits and underscores that nobody can guess, and no time can be read from.
+
+    None has a hyphen: what begins with one is an option where operators type it.
+    """
+    return token_urlsafe(16).replace("-", "_")

@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ca_server.domain.errors import ConfigurationError
 from ca_server.store.failures import Failure, classify
@@ -24,10 +23,8 @@ T = TypeVar("T")
 Work = Callable[[Connection], T]
 
 _POSTGRESQL_NAMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
-_CONNECT_TIMEOUT = 10.0
 _FIRST_LOCK_PAUSE = 0.0002
 _LONGEST_LOCK_PAUSE = 0.003
-_PREPARED_STATEMENTS = 256
 _CACHE_KIB = 16 * 1024
 """A connection's cache: with less than its pages, a large transaction writes some of them twice."""
 _CHECKPOINT_PAGES = 4_000
@@ -82,42 +79,11 @@ def normalise_url(url: str) -> URL:
 async def open_backend(url: str, *, pool_size: int, statement_timeout: float) -> Backend:
     """Make the back-end of a URL; no connection is opened yet."""
     parsed = normalise_url(url)
-    if parsed.drivername == "postgresql+asyncpg":
-        return AsyncBackend(_postgresql_engine(parsed, pool_size, statement_timeout))
-    if parsed.drivername == "sqlite+aiosqlite":
-        writer = create_async_engine(parsed, pool_size=1, max_overflow=0, hide_parameters=True)
-        reader = create_async_engine(parsed, pool_size=pool_size, max_overflow=0, hide_parameters=True)
-        prepare_sqlite(writer.sync_engine, statement_timeout)
-        prepare_sqlite(reader.sync_engine, statement_timeout, read_only=True)
-        return AsyncBackend(writer, reader)
+    if parsed.drivername != "sqlite":
+        from ca_server.store.async_backend import async_backend  # noqa: PLC0415 - a tenth of every command's start
+
+        return async_backend(parsed, pool_size=pool_size, statement_timeout=statement_timeout)
     return ThreadBackend(parsed, pool_size, statement_timeout)
-
-
-def _postgresql_engine(url: URL, pool_size: int, statement_timeout: float) -> AsyncEngine:
-    milliseconds = str(int(statement_timeout * 1000))
-    settings = {
-        "application_name": "ca-server",
-        "statement_timeout": milliseconds,
-        "lock_timeout": milliseconds,
-        "idle_in_transaction_session_timeout": milliseconds,
-        "synchronous_commit": "on",
-        "jit": "off",
-    }
-    connect: dict[str, Any] = {
-        "server_settings": settings,
-        "timeout": _CONNECT_TIMEOUT,
-        "command_timeout": statement_timeout + 1,
-        "prepared_statement_cache_size": _PREPARED_STATEMENTS,
-    }
-    return create_async_engine(
-        url,
-        isolation_level="READ COMMITTED",
-        pool_size=pool_size + 1,  # the writer keeps one
-        max_overflow=0,
-        pool_timeout=_CONNECT_TIMEOUT,
-        connect_args=connect,
-        hide_parameters=True,
-    )
 
 
 def prepare_sqlite(
@@ -184,42 +150,6 @@ def _begin_patiently(connection: Connection, statement: str, busy_timeout: float
         connection.exec_driver_sql(statement)  # for SQLAlchemy's error
     finally:
         driver.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
-
-
-class AsyncBackend:
-    """An asyncio driver; functions run in a greenlet of the event loop."""
-
-    def __init__(self, engine: AsyncEngine, reader: AsyncEngine | None = None) -> None:
-        self.dialect = engine.dialect.name
-        self._engine = engine
-        self._reader = reader or engine.execution_options(postgresql_readonly=True)
-        self._connection: AsyncConnection | None = None
-        """Owned by the one task that calls `write`."""
-
-    async def write(self, work: Work[T]) -> T:
-        if self._connection is None:
-            self._connection = await self._engine.connect()
-        return await self._connection.run_sync(work)
-
-    async def read(self, query: Work[T]) -> T:
-        async with self._reader.connect() as connection:
-            return await connection.run_sync(query)
-
-    async def glance(self, query: Work[T], *, one_moment: bool) -> T:  # noqa: ARG002
-        return await self.read(query)
-
-    async def drop_writer(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.invalidate()
-            await connection.close()
-
-    async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
-        await self._reader.dispose()
-        await self._engine.dispose()
 
 
 class ThreadBackend:

@@ -27,7 +27,7 @@ from ca_server.store.eab_rows import read_key
 from ca_server.store.incidents import incident_of
 from ca_server.store.statements import Prepared, is_literally
 from ca_server.store.tables import certificate_names, certificates, eab_keys, eab_renewals, enrollments, intents
-from protocols.acme.renewal import is_due
+from protocols.acme.renewal_window import is_due
 
 _ACME: Final = Protocol.ACME.value
 _MICROSECOND: Final = timedelta(microseconds=1)

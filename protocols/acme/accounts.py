@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from secrets import token_urlsafe
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from ca_server.core.ports import CorePort
 from ca_server.domain.accounts import Account, AccountRegistered, AccountRegistration, AccountStatus
 from ca_server.domain.audit import EventType, Outcome
 from ca_server.domain.errors import CaError, ErrorKind
+from ca_server.domain.ids import new_handle
 from protocols.acme.catalogue import Catalogue
 from protocols.acme.exchange import Exchange, blocked_account_key
 from protocols.acme.jwk import Jwk
@@ -66,7 +66,7 @@ class Accounts:
         if self._options.terms_of_service and not wanted.termsOfServiceAgreed:
             raise must_agree(self._options.terms_of_service)
         account = Account(
-            id=token_urlsafe(16),
+            id=new_handle(),
             key_thumbprint=exchange.key.thumbprint,
             jwk=exchange.key.canonical,
             status=AccountStatus.VALID,

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from benchlib.report import table, write_json
 
 from protocols.acme.certid import CertId
-from protocols.acme.renewal import pause, suggested_window
+from protocols.acme.renewal_window import pause, suggested_window
 
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -18,7 +18,7 @@ from other_ca import OtherCa
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from ca_server.cli.app import app
+from ca_server.cli.app import application
 
 EXAMPLE = re.compile(r"^- `(ca-server [^`]+)`", re.MULTILINE)
 NOT_RUN = ("serve", "init", "--follow", "accept-anchor", "--staging", "reset")
@@ -33,7 +33,7 @@ def walk(command: Any, name: str = "ca-server") -> Iterator[tuple[str, Any]]:
             yield from walk(each, f"{name} {child}")
 
 
-COMMANDS = dict(walk(get_command(app)))
+COMMANDS = dict(walk(get_command(application())))
 LEAVES = [name for name, command in COMMANDS.items() if not hasattr(command, "commands")]
 READERS = {
     "issuer list",
@@ -111,7 +111,7 @@ def test_every_command_has_an_example_of_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_printed(name: str) -> None:
-    done = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*name.split()[1:], "--help"])
+    done = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(application(), [*name.split()[1:], "--help"])
     assert (done.exit_code, done.stderr) == (0, "")
     for parameter in COMMANDS[name].params:
         for option in parameter.opts:

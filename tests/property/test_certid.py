@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.acme.certid import MAX_KEY_IDENTIFIER, CertId, CertIdError, parse_certid
-from protocols.acme.renewal import suggested_window
+from protocols.acme.renewal_window import suggested_window
 
 KEY_IDENTIFIERS = st.binary(min_size=1, max_size=MAX_KEY_IDENTIFIER)
 SERIALS = st.integers(1, (1 << 159) - 1) | st.integers(0, 18).map(lambda octets: 0x80 << 8 * octets)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ca_server.bootstrap.checkup.network import caa
 from ca_server.bootstrap.profiles import load_profiles
-from ca_server.cli.app import app
+from ca_server.cli.app import application
 from ca_server.configuration import load_settings
 from ca_server.domain.errors import ConfigurationError
 from ca_server.settings import Home
@@ -37,7 +37,7 @@ def ask(home: Path, nameserver: Any) -> Any:
             "server.external_https_url=https://ca.test",
         )
         options = [part for each in sets for part in ("--set", each)]
-        return CliRunner().invoke(app, ["acme", "caa", *arguments, "--home", str(home), *options])
+        return CliRunner().invoke(application(), ["acme", "caa", *arguments, "--home", str(home), *options])
 
     return asked
 

@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 from protocols.acme.certid import CertId
-from protocols.acme.renewal import pause, suggested_window
+from protocols.acme.renewal_window import pause, suggested_window
 
 ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
 LIFETIME = timedelta(days=90)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from typer.testing import CliRunner
 
-from ca_server.cli.app import app
+from ca_server.cli.app import application
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,6 @@ from ca_server.cli.app import app
     ],
 )
 def test_mistakes(arguments: Sequence[str], told: str) -> None:
-    result = CliRunner().invoke(app, ["eab", *arguments])
+    result = CliRunner().invoke(application(), ["eab", *arguments])
     assert result.exit_code == 2
     assert told in result.output

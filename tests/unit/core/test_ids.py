@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ca_server.domain.ids import new_id
+from ca_server.domain.ids import new_handle, new_id
 
 
 def test_ids_are_hexadecimal_and_never_the_same() -> None:
@@ -34,3 +34,9 @@ def test_ids_sort_by_the_millisecond_of_their_making(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(time, "time_ns", lambda now=milliseconds: now * 1_000_000)
         made.append(new_id())
     assert made == sorted(made)
+
+
+def test_handles_are_no_options_and_never_the_same() -> None:
+    drawn = [new_handle() for _ in range(2_000)]
+    assert len(set(drawn)) == len(drawn)
+    assert all(re.fullmatch(r"\w{22}", each) for each in drawn)

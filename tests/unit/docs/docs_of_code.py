@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from typer.main import get_command
 
 from ca_server import telemetry
-from ca_server.cli.app import app
+from ca_server.cli.app import application
 from ca_server.domain.audit import EventType
 from ca_server.domain.names import IdentifierType
 from ca_server.domain.profile_schema import ProfileFile
@@ -55,7 +55,7 @@ def setting_defaults(field: msgspec.structs.FieldInfo) -> str:
 @cache
 def commands() -> dict[str, list[str]]:
     """Every command with its arguments in capitals and its options."""
-    return dict(_commands(get_command(app), "ca-server"))
+    return dict(_commands(get_command(application()), "ca-server"))
 
 
 def _commands(command: Any, name: str) -> Iterator[tuple[str, list[str]]]:

@@ -21,11 +21,11 @@ from sqlalchemy import Connection, text
 
 from ca_server import store
 from ca_server.domain.errors import CaError, ErrorKind
-from ca_server.store import migrate as migrate_module
+from ca_server.store import upgrade as upgrade_module
 from ca_server.store.acme_authorizations import authorizations
 from ca_server.store.database import Database
 from ca_server.store.metadata import metadata
-from ca_server.store.migrate import SchemaState, head_revision, migrate, schema_state
+from ca_server.store.migrate import SchemaState, head_revision, known_revisions, migrate, schema_state
 
 
 def import_all_tables() -> None:
@@ -71,16 +71,22 @@ async def test_many_may_migrate_at_once(tmp_path: Path) -> None:
     await migrate(url)
 
 
+def test_the_newest_is_told_by_the_files_as_alembic_follows_them() -> None:
+    head, *older = upgrade_module.chain()
+    assert head_revision() == head
+    assert known_revisions() == {head, *older}
+
+
 async def test_a_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
-    upgrade = migrate_module.command.upgrade
+    upgrade = upgrade_module.command.upgrade
 
     def fail(*arguments: Any) -> None:
         upgrade(*arguments)
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(migrate_module.command, "upgrade", fail)
+        patch.setattr(upgrade_module.command, "upgrade", fail)
         with pytest.raises(CaError) as refused:
             await migrate(url)
         assert refused.value.kind is ErrorKind.UNAVAILABLE
@@ -105,9 +111,9 @@ VALUES ('1', 'open', 'one', 'http-01', 'token', 'pending', 0, NULL),
 async def test_authorizations_of_before_0009_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Open ones have the challenges that they had; valid ones know since when they are, and so can be reused."""
     url = f"sqlite:///{tmp_path}/old.db"
-    upgrade = migrate_module.command.upgrade
+    upgrade = upgrade_module.command.upgrade
     with monkeypatch.context() as patch:
-        patch.setattr(migrate_module.command, "upgrade", lambda config, _revision: upgrade(config, "0008"))
+        patch.setattr(upgrade_module.command, "upgrade", lambda config, _revision: upgrade(config, "0008"))
         await migrate(url)
     assert (await schema_state(url)).current == "0008"
     with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
@@ -129,10 +135,10 @@ async def test_keys_of_accounts_from_before_get_the_hash_that_the_blocklist_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"sqlite:///{tmp_path}/old.db"
-    upgrade = migrate_module.command.upgrade
-    before = ScriptDirectory.from_config(migrate_module._config()).get_revision("0012").down_revision
+    upgrade = upgrade_module.command.upgrade
+    before = ScriptDirectory.from_config(upgrade_module._config()).get_revision("0012").down_revision
     with monkeypatch.context() as patch:
-        patch.setattr(migrate_module.command, "upgrade", lambda config, _head: upgrade(config, before))
+        patch.setattr(upgrade_module.command, "upgrade", lambda config, _head: upgrade(config, before))
         await migrate(url)
     key = ec.generate_private_key(ec.SECP256R1()).public_key()
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
