@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -603,7 +604,7 @@ def test_acme_order_show(server: Server) -> None:
 def test_acme_simulate(server: Server, tmp_path: Path) -> None:
     """Beside a running server, and with no trace in its log."""
     account = told(server, "acme", "order", "list", "--name", HELD[0])[0]["account"]
-    leaves = len(server.cli("audit", "export").stdout.splitlines())
+    before = logged(server)
     asked = ("acme", "simulate", "--account", account, "--profile", "short")
     steps = told(server, *asked, "--name", HELD[0], "--name", "new.hold.test")
     assert {step["verdict"] for step in steps} == {"allow"}
@@ -619,7 +620,12 @@ def test_acme_simulate(server: Server, tmp_path: Path) -> None:
     options = ("--name", HELD[0], "--csr", str(weak), "--home", server.home, "--json")
     last = json.loads(run([server.command, *asked, *options], expect=1).stdout)[-1]
     assert (last["name"], last["verdict"], last["rule"]) == ("csr", "deny", "keys.allowed")
-    assert len(server.cli("audit", "export").stdout.splitlines()) == leaves
+    assert logged(server) == before
+
+
+def logged(server: Server) -> list[str]:
+    """The log, but for what it says of keys every now and then."""
+    return [line for line in server.cli("audit", "export").stdout.splitlines() if '"type":"key.used"' not in line]
 
 
 @BOTH_WAYS
@@ -733,8 +739,10 @@ def test_audit_tail_mistakes(operated: Server) -> None:
 def test_audit_tail_follows(operated: Server) -> None:
     if operated.process is None:
         operated.start()
+    # Shells start what runs in the background with SIGINT ignored, and that is inherited.
+    interruptible = ["env", "--default-signal=INT", operated.command]
     process = subprocess.Popen(
-        [operated.command, "audit", "tail", "--follow", "--json", "-n", "1", "--home", operated.home],
+        [*interruptible, "audit", "tail", "--follow", "--json", "-n", "1", "--home", operated.home],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -747,7 +755,7 @@ def test_audit_tail_follows(operated: Server) -> None:
         for line in process.stdout:
             if json.loads(line).get("object") == f"eab:{made['kid']}":
                 break
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr is not None
         assert process.stderr.read() == ""
