@@ -70,6 +70,9 @@ class SupervisorPlan:
     """Printed on standard output when all is ready."""
 
 
+_KILLED = 128 + signal.SIGKILL
+
+
 class _StartError(Exception):
     """A first start failed; `code` is what the supervisor exits with."""
 
@@ -271,8 +274,10 @@ class _Supervisor:
         if code is not None:
             raise _StartError(code)
         self.core.keeper = asyncio.create_task(self.core.keep())
-        for code in await asyncio.gather(*(front.start() for front in self.fronts)):
-            if code is not None:
+        codes = await asyncio.gather(*(front.start() for front in self.fronts))
+        for code in codes:
+            # One that was killed is restarted as at any other time: that is nobody's mistake, and the others may serve.
+            if code is not None and code != _KILLED:
                 raise _StartError(code)
         for front in self.fronts:
             front.keeper = asyncio.create_task(front.keep())
@@ -308,7 +313,8 @@ class _Supervisor:
 async def supervise(plan: SupervisorPlan) -> int:
     """Run core and fronts until SIGTERM or SIGINT; return the exit code.
 
-    A first start that fails is not repeated: its message is on standard error already, and its exit code is returned.
+    A first start that fails is not repeated: its message is on standard error already, and its exit code is returned
+    (a front that somebody killed meanwhile is restarted).
     Later, what dies is restarted with growing pauses. SIGTERM and SIGINT drain the fronts, then the core (0 is
     returned); a second one kills. SIGHUP is passed on. When this process dies, however it dies, children see the end
     of their lifeline.

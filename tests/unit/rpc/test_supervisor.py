@@ -186,6 +186,14 @@ class TestSupervise:
         if "PIN" in before:
             assert run.process.stderr.read().count("core: wrong PIN\n") == 1
 
+    def test_a_front_that_is_killed_in_its_first_start_is_restarted(self, supervised):
+        mark = "mark = folder + '/killed'"
+        die = "open(mark, 'w').close(); os.kill(os.getpid(), signal.SIGKILL)"
+        run = supervised(before=f"{mark}\nif name == 'front-2' and not os.path.exists(mark): {die}")
+        run.until(lambda: sorted(run.said("ready")) == ["core", "front-1", "front-2"])
+        run.process.send_signal(signal.SIGTERM)
+        assert run.finish() == 0
+
     def test_a_first_start_that_never_ends_is_ended(self, supervised):
         run = supervised(before="time.sleep(60)", start=0.3)
         assert run.finish() == 75
